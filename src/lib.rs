@@ -1,0 +1,1 @@
+//! Contrastive learning with hard negative mixing (MoCHi).

@@ -1,0 +1,2 @@
+//! The reference trainer of hardmix.
+fn main() {}
