@@ -1,1 +1,8 @@
 //! The CUDA driver API over a PTX interpreter, for tests.
+
+pub mod check;
+pub mod counters;
+pub mod fault;
+pub mod ir;
+pub mod launch;
+pub mod memory;
