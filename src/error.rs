@@ -1,0 +1,159 @@
+//! What can go wrong, by argument: what it was and what was expected.
+
+use std::path::PathBuf;
+
+/// The result of every fallible function of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that the crate refuses, with the argument's name, what it was and what was expected.
+///
+/// A call that returns an error has changed nothing: no queue row written, no cursor moved.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A size that must be positive is zero.
+    #[error("{argument} is 0; expected at least 1")]
+    Zero {
+        /// The argument's name.
+        argument: &'static str,
+    },
+    /// An argument's length does not fit the shape that the other arguments give it.
+    #[error("{argument} has {length} elements; expected {expected} ({shape})")]
+    Length {
+        /// The argument's name.
+        argument: &'static str,
+        /// How many elements it has.
+        length: usize,
+        /// How many it should have.
+        expected: usize,
+        /// The shape it should have, in words, such as `rows × dim`.
+        shape: &'static str,
+    },
+    /// Two arguments disagree on the feature dimension d.
+    #[error("{argument} has dimension {dim}; the queries have {expected}")]
+    Dimension {
+        /// The argument's name.
+        argument: &'static str,
+        /// Its dimension.
+        dim: usize,
+        /// The dimension of the queries.
+        expected: usize,
+    },
+    /// A number lies outside its domain.
+    #[error("{argument} is {value}; expected {expected}")]
+    OutOfRange {
+        /// The argument's name.
+        argument: &'static str,
+        /// The value, formatted.
+        value: String,
+        /// The domain, in words.
+        expected: &'static str,
+    },
+    /// N > K: more hardest rows asked for than the queue holds.
+    #[error("hardest is {hardest}, but the queue has {capacity} rows; expected at most that many")]
+    HardestBeyondQueue {
+        /// N.
+        hardest: usize,
+        /// K.
+        capacity: usize,
+    },
+    /// Synthetic negatives asked for with N = 0: there is nothing to mix.
+    #[error(
+        "hardest is 0 with mixed = {mixed} and query_mixed = {query_mixed}; \
+         expected at least 1, or no synthetic negatives"
+    )]
+    NothingToMix {
+        /// s.
+        mixed: usize,
+        /// s′.
+        query_mixed: usize,
+    },
+    /// A given draw points behind the end of the row's list of hardest.
+    #[error(
+        "draw {argument}[{row}, {index}] is position {position}; \
+         expected less than {count}, the number of that row's hardest"
+    )]
+    DrawOutOfRange {
+        /// `first`, `second` or `pick`.
+        argument: &'static str,
+        /// The row b.
+        row: usize,
+        /// The synthetic's index within its kind.
+        index: usize,
+        /// The position that was given.
+        position: u32,
+        /// N_b.
+        count: usize,
+    },
+    /// A NaN or an infinity. As a step's status it means that this row's loss and gradient are NaN.
+    #[error("row {row} of {argument} is not finite")]
+    NonFinite {
+        /// `queries`, `keys`, `logits` (finite inputs whose product overflows) or the argument.
+        argument: &'static str,
+        /// The first such row.
+        row: usize,
+    },
+    /// Normalising was asked for and a row has norm zero.
+    #[error("row {row} of {argument} has norm 0 and cannot be normalised")]
+    ZeroNorm {
+        /// The argument's name.
+        argument: &'static str,
+        /// The row.
+        row: usize,
+    },
+    /// The oracle masks by label, and labels are missing on one side.
+    #[error("the oracle masks by label, but {argument} has no labels")]
+    MissingLabels {
+        /// `queries` or `queue`.
+        argument: &'static str,
+    },
+    /// A file that is not what it should be.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A set of named tensors that is not what it should be.
+    #[error("tensor `{name}`: {reason}")]
+    Tensor {
+        /// The tensor's name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+pub(crate) fn expect_length(
+    argument: &'static str,
+    length: usize,
+    expected: usize,
+    shape: &'static str,
+) -> Result<()> {
+    if length == expected {
+        Ok(())
+    } else {
+        Err(Error::Length {
+            argument,
+            length,
+            expected,
+            shape,
+        })
+    }
+}
+
+/// `rows · width`, refused where the product does not fit `usize`.
+pub(crate) fn elements(argument: &'static str, rows: usize, width: usize) -> Result<usize> {
+    rows.checked_mul(width).ok_or_else(|| Error::OutOfRange {
+        argument,
+        value: format!("{rows} × {width}"),
+        expected: "a number of elements that fits the address space",
+    })
+}
+
+/// The first row (of `dim` elements) with a NaN or an infinity.
+pub(crate) fn first_non_finite(rows: &[f32], dim: usize) -> Option<usize> {
+    rows.chunks_exact(dim)
+        .position(|row| !row.iter().all(|x| x.is_finite()))
+}
