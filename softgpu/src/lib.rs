@@ -3,6 +3,8 @@
 pub mod check;
 pub mod counters;
 pub mod fault;
+pub mod image;
 pub mod ir;
 pub mod launch;
 pub mod memory;
+pub mod tensor_map;
