@@ -8,3 +8,4 @@ pub mod ir;
 pub mod launch;
 pub mod memory;
 pub mod tensor_map;
+pub mod number;
