@@ -9,3 +9,4 @@ pub mod launch;
 pub mod memory;
 pub mod tensor_map;
 pub mod number;
+pub mod tensor;
