@@ -7,6 +7,6 @@ pub mod image;
 pub mod ir;
 pub mod launch;
 pub mod memory;
-pub mod tensor_map;
 pub mod number;
 pub mod tensor;
+pub mod tensor_map;
