@@ -1,6 +1,7 @@
 //! The CUDA driver API over a PTX interpreter, for tests.
 
 pub mod check;
+pub mod copy;
 pub mod counters;
 pub mod fault;
 pub mod image;
