@@ -156,7 +156,8 @@ impl<O: Origin> Engine<O> {
         let Some(groups) = self.copies.get_mut(thread as usize) else {
             return Ok(());
         };
-        self.end_entries(groups.take_all(), fabric)
+        let all = groups.take_all();
+        self.end_entries(all, fabric)
     }
 
     /// `cp.async.mbarrier.arrive`.
