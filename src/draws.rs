@@ -5,13 +5,14 @@
 
 use crate::error::{Error, Result, expect_length};
 
+const MULTIPLIER_0: u64 = 0xD251_1F53;
+const MULTIPLIER_1: u64 = 0xCD9E_8D57;
+const WEYL_0: u32 = 0x9E37_79B9;
+const WEYL_1: u32 = 0xBB67_AE85;
+
 /// One block of Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 #[must_use]
 pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    const MULTIPLIER_0: u64 = 0xD251_1F53;
-    const MULTIPLIER_1: u64 = 0xCD9E_8D57;
-    const WEYL_0: u32 = 0x9E37_79B9;
-    const WEYL_1: u32 = 0xBB67_AE85;
     let [mut c0, mut c1, mut c2, mut c3] = counter;
     let [mut k0, mut k1] = key;
     let mut round = 0;
@@ -62,6 +63,14 @@ fn words(seed: u64, step: u64, row: u32, index: u32, tag: u32) -> [u32; 4] {
     )
 }
 
+fn alpha_of(word: u32) -> f32 {
+    (word >> 8) as f32 * (1.0 / (1u32 << 24) as f32)
+}
+
+fn beta_of(word: u32) -> f32 {
+    (word >> 8) as f32 * (1.0 / (1u32 << 25) as f32)
+}
+
 fn position(word: u32, count: u32) -> u32 {
     ((u64::from(word) * u64::from(count)) >> 32) as u32
 }
@@ -74,7 +83,7 @@ pub fn mixed_draw(seed: u64, step: u64, row: u32, index: u32, count: u32) -> Mix
     MixedDraw {
         first: position(w[0], count),
         second: position(w[1], count),
-        alpha: (w[2] >> 8) as f32 * (1.0 / (1u32 << 24) as f32),
+        alpha: alpha_of(w[2]),
     }
 }
 
@@ -85,7 +94,77 @@ pub fn query_mixed_draw(seed: u64, step: u64, row: u32, index: u32, count: u32) 
     let w = words(seed, step % STEP_LIMIT, row, index, 1);
     QueryMixedDraw {
         pick: position(w[0], count),
-        beta: (w[2] >> 8) as f32 * (1.0 / (1u32 << 25) as f32),
+        beta: beta_of(w[2]),
+    }
+}
+
+/// Lanes of the vectorised generator: 16 32-bit words, the widest vector.
+const LANES: usize = 16;
+
+/// [`philox4x32_10`] of the counters (index + 0 … index + 15, row, step, tag).
+#[multiversion::multiversion(targets = "simd")]
+fn word_lanes(seed: u64, step: u64, row: u32, index: u32, tag: u32) -> [[u32; LANES]; 3] {
+    let (mut k0, mut k1) = (seed as u32, (seed >> 32) as u32);
+    let mut c0: [u32; LANES] = std::array::from_fn(|lane| index.wrapping_add(lane as u32));
+    let mut c1 = [row; LANES];
+    let mut c2 = [step as u32; LANES];
+    let mut c3 = [(step >> 32) as u32 | tag << 31; LANES];
+    for _ in 0..10 {
+        for lane in 0..LANES {
+            let p0 = MULTIPLIER_0 * u64::from(c0[lane]);
+            let p1 = MULTIPLIER_1 * u64::from(c2[lane]);
+            c0[lane] = (p1 >> 32) as u32 ^ c1[lane] ^ k0;
+            c1[lane] = p1 as u32;
+            c2[lane] = (p0 >> 32) as u32 ^ c3[lane] ^ k1;
+            c3[lane] = p0 as u32;
+        }
+        k0 = k0.wrapping_add(WEYL_0);
+        k1 = k1.wrapping_add(WEYL_1);
+    }
+    [c0, c1, c2]
+}
+
+/// The mixed draws 0, 1, … of a row, many at a time: bit-equal to [`mixed_draw`].
+pub(crate) fn fill_mixed(
+    (seed, step): (u64, u64),
+    row: u32,
+    count: u32,
+    first: &mut [u32],
+    second: &mut [u32],
+    alpha: &mut [f32],
+) {
+    let chunks = first
+        .chunks_mut(LANES)
+        .zip(second.chunks_mut(LANES))
+        .zip(alpha.chunks_mut(LANES));
+    for (chunk, ((first, second), alpha)) in chunks.enumerate() {
+        let [w0, w1, w2] = word_lanes(seed, step, row, (chunk * LANES) as u32, 0);
+        for lane in 0..first.len() {
+            first[lane] = position(w0[lane], count);
+            second[lane] = position(w1[lane], count);
+            alpha[lane] = alpha_of(w2[lane]);
+        }
+    }
+}
+
+/// The query-mixed draws 0, 1, … of a row: bit-equal to [`query_mixed_draw`].
+pub(crate) fn fill_query_mixed(
+    (seed, step): (u64, u64),
+    row: u32,
+    count: u32,
+    pick: &mut [u32],
+    beta: &mut [f32],
+) {
+    for (chunk, (pick, beta)) in pick
+        .chunks_mut(LANES)
+        .zip(beta.chunks_mut(LANES))
+        .enumerate()
+    {
+        let [w0, _, w2] = word_lanes(seed, step, row, (chunk * LANES) as u32, 1);
+        for lane in 0..pick.len() {
+            pick[lane] = position(w0[lane], count);
+            beta[lane] = beta_of(w2[lane]);
+        }
     }
 }
 
@@ -224,6 +303,41 @@ mod tests {
         );
         let q = query_mixed(0x1_0000_0007);
         assert_eq!((q.pick, f64::from(q.beta)), (569, 0.028_173_685_073_852_54));
+    }
+
+    #[test]
+    fn many_at_a_time_are_the_same() {
+        let (seed, step, row, count) = (0xfeed_beef_1234_5678, 0x3_0000_0001, 41, 1000);
+        for len in [1, 15, 16, 17, 100] {
+            let (mut first, mut second, mut pick) = (vec![0; len], vec![0; len], vec![0; len]);
+            let (mut alpha, mut beta) = (vec![0.0; len], vec![0.0; len]);
+            fill_mixed(
+                (seed, step),
+                row,
+                count,
+                &mut first,
+                &mut second,
+                &mut alpha,
+            );
+            fill_query_mixed((seed, step), row, count, &mut pick, &mut beta);
+            for index in 0..len {
+                let one = mixed_draw(seed, step, row, index as u32, count);
+                let filled = MixedDraw {
+                    first: first[index],
+                    second: second[index],
+                    alpha: alpha[index],
+                };
+                assert_eq!(filled, one);
+                let one = query_mixed_draw(seed, step, row, index as u32, count);
+                assert_eq!(
+                    QueryMixedDraw {
+                        pick: pick[index],
+                        beta: beta[index]
+                    },
+                    one
+                );
+            }
+        }
     }
 
     #[test]

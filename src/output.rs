@@ -4,7 +4,7 @@ use crate::draws::GivenDraws;
 use crate::error::{Error, Result};
 
 /// Figures about a batch, each a mean over its rows unless said otherwise.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Metrics {
     /// Share of the rows whose positive logit is strictly greater than every unmasked negative's.
@@ -25,8 +25,9 @@ pub struct Metrics {
     pub mixed_harder: Option<f64>,
     /// The same for the query-mixed negatives.
     pub query_mixed_harder: Option<f64>,
-    /// Share of rows with the query's label among the hardest, over the pairs in which both have
-    /// a label; `None` without such pairs (Fig. 2c of the paper).
+    /// Share of rows with the query's label among the hardest of the queries that have one (a queue
+    /// row without a label counts as different); `None` where there are no labels on either side
+    /// (Fig. 2c of the paper).
     pub same_label_share: Option<f64>,
 }
 

@@ -1,0 +1,122 @@
+//! A threshold for each query, from a sample of the queue, that about N and at least N logits pass.
+//!
+//! The threshold can cost time, never correctness: what passes is exactly the unmasked logits not
+//! below it, so if at least N pass, the hardest are among them; otherwise the row is ranked again
+//! without a threshold.
+
+use rayon::prelude::*;
+
+use super::contrast::Block;
+use super::{LANES, product};
+use crate::draws::philox4x32_10;
+use crate::queue::{NO_LABEL, Queue};
+
+/// Queue rows in the sample. More sharpen the threshold, and cost a product of their own: see
+/// docs/performance.md for the measurement.
+const SAMPLE_ROWS: usize = 2048;
+
+/// Rows of the sample that are multiplied at once.
+const PART: usize = 512;
+
+/// The rank within the sample whose logit is the threshold: the expected number of the N among the
+/// sample, six standard deviations, and 8 for the skew of small numbers.
+fn threshold_rank(hardest: usize, capacity: usize, sample: usize) -> usize {
+    let share = sample as f64 / capacity as f64;
+    let expected = hardest as f64 * share;
+    (expected + 6.0 * (expected * (1.0 - share)).sqrt() + 8.0).ceil() as usize
+}
+
+/// One row at a hashed place in each of `sample` equal strides: neither a sorted nor a periodic
+/// queue can mislead it.
+fn sampled_row(stride: usize, capacity: usize, sample: usize) -> usize {
+    let start = stride * capacity / sample;
+    let end = (stride + 1) * capacity / sample;
+    let word = philox4x32_10([stride as u32, 0, 0, 0], [0x5a4d_504c, 0])[0];
+    start + ((u64::from(word) * (end - start) as u64) >> 32) as usize
+}
+
+/// Sets the thresholds of all blocks; leaves them at −∞ where a sample would not pay.
+pub(super) fn set_thresholds(blocks: &mut [Block], queue: &Queue, hardest: usize, oracle: bool) {
+    let (capacity, dim) = (queue.capacity(), queue.dim());
+    let rank = threshold_rank(hardest, capacity, SAMPLE_ROWS);
+    if capacity < 4 * SAMPLE_ROWS || rank > SAMPLE_ROWS / 2 {
+        return;
+    }
+    let mut sample = vec![0.0; SAMPLE_ROWS * dim];
+    let mut labels = vec![NO_LABEL; SAMPLE_ROWS];
+    for (stride, row) in sample.chunks_exact_mut(dim).enumerate() {
+        let index = sampled_row(stride, capacity, SAMPLE_ROWS);
+        queue.read_row(index, row);
+        if let (true, Some(own)) = (oracle, queue.labels()) {
+            labels[stride] = own[index];
+        }
+    }
+    blocks.par_iter_mut().for_each_init(
+        || {
+            (
+                vec![0.0f32; PART * LANES],
+                vec![0.0f32; LANES * SAMPLE_ROWS],
+            )
+        },
+        |(logits, lanes), block| threshold(block, &sample, &labels, dim, rank, logits, lanes),
+    );
+}
+
+fn threshold(
+    block: &mut Block,
+    sample: &[f32],
+    labels: &[u32],
+    dim: usize,
+    rank: usize,
+    logits: &mut [f32],
+    lanes: &mut [f32],
+) {
+    let width = block.width;
+    for (part, tile) in sample.chunks(PART * dim).enumerate() {
+        let count = tile.len() / dim;
+        let logits = &mut logits[..count * width];
+        product::logits(&block.queries, tile, dim, width, logits);
+        for (lane, values) in lanes.chunks_exact_mut(SAMPLE_ROWS).take(width).enumerate() {
+            let own = block.labels[lane];
+            for row in 0..count {
+                let at = part * PART + row;
+                let masked = own != NO_LABEL && own == labels[at];
+                values[at] = if masked {
+                    f32::NEG_INFINITY
+                } else {
+                    logits[row * width + lane]
+                };
+            }
+        }
+    }
+    for (lane, values) in lanes
+        .chunks_exact_mut(SAMPLE_ROWS)
+        .take(block.rows.len())
+        .enumerate()
+    {
+        let (_, &mut value, _) = values.select_nth_unstable_by(rank - 1, |a, b| b.total_cmp(a));
+        block.thresholds[lane] = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_takes_one_row_of_each_stride() {
+        for capacity in [8192, 8193, 65_536, 1_000_003] {
+            let rows: Vec<usize> = (0..SAMPLE_ROWS)
+                .map(|stride| sampled_row(stride, capacity, SAMPLE_ROWS))
+                .collect();
+            assert!(rows.windows(2).all(|pair| pair[0] < pair[1]));
+            assert!(*rows.last().unwrap() < capacity);
+        }
+    }
+
+    #[test]
+    fn rank_of_the_threshold() {
+        // m = 1024·2048/65536 = 32: 32 + 6√(32·(1 − 1/32)) + 8 = 73.4.
+        assert_eq!(threshold_rank(1024, 65_536, 2048), 74);
+    }
+}

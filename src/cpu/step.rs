@@ -1,0 +1,587 @@
+//! The fused step: loss, gradient and diagnostics of a batch in one pass over the queue.
+
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use super::contrast::{
+    Block, Candidate, Partial, Pass, Totals, UNIFORMITY_FACTOR, merge, run_blocks,
+};
+use super::info_nce::{RowLoss, fold_given, row_loss};
+use super::mix::{DrawsMut, Mixer, Synthetic, check_dim, empty_draws, resolve, rows_mut};
+use super::rank::{LARGEST_LOGIT, candidates, largest_norm, norm, select};
+use super::sample;
+use crate::batch::Batch;
+use crate::config::{Config, Reduction};
+use crate::draws::Draws;
+use crate::error::{Error, Result, elements};
+use crate::output::{Metrics, Output, Status};
+use crate::queue::{NO_LABEL, NO_ROW, Queue};
+
+/// The MoCHi loss on the CPU: settings, and memory that is reused from step to step.
+///
+/// A row's results depend on its query, its key, the queue and its draws alone, bit by bit: neither
+/// on the rest of the batch nor on the number of threads (rayon's current pool is used).
+///
+/// ```
+/// use hardmix::{Batch, Config, DType, Draws, Queue, cpu};
+/// let dim = 16;
+/// let queue = Queue::random(512, dim, DType::F32, 0)?;
+/// let queries = [queue.row(0).unwrap(), queue.row(1).unwrap()].concat();
+/// let keys = [queue.row(2).unwrap(), queue.row(3).unwrap()].concat();
+///
+/// let mut step = cpu::Step::new(Config::mochi(64, 32, 16)?);
+/// let output = step.run(&Batch::new(&queries, &keys, dim)?, &queue, &Draws::seeded(1, 0)?)?;
+/// assert!(output.loss()? > 0.0);
+/// assert_eq!(output.grad_queries.len(), 2 * dim);
+/// assert_eq!(output.hardest.len(), 2 * 64);
+/// # Ok::<(), hardmix::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Step {
+    config: Config,
+    partials: Vec<Partial>,
+    /// One a thread, so that no lock is ever waited for.
+    scratch: Vec<Mutex<Scratch>>,
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    mixer: Mixer,
+    direction: Vec<f32>,
+    hardest_logits: Vec<f32>,
+}
+
+/// Where the synthetic negatives come from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Negatives<'a> {
+    /// Mixed from the hardest.
+    Drawn(&'a Draws),
+    /// Written out.
+    Given(&'a Synthetic),
+}
+
+/// The places of one row in the output.
+struct RowOut<'a> {
+    row: usize,
+    grad_query: &'a mut [f32],
+    grad_key: &'a mut [f32],
+    hardest: &'a mut [u32],
+    mixed_logits: &'a mut [f32],
+    query_mixed_logits: &'a mut [f32],
+    draws: DrawsMut<'a>,
+    /// Probabilities of the hardest by rank, where asked for.
+    matching: &'a mut [f64],
+    figures: &'a mut Figures,
+}
+
+/// What a row contributes to the losses and metrics.
+#[derive(Debug, Clone, Copy, Default)]
+struct Figures {
+    loss: f64,
+    log_sum_exp: f64,
+    positive_probability: f64,
+    positive_logit: f32,
+    hit: bool,
+    hit_with_synthetic: bool,
+    listed: usize,
+    unmasked: usize,
+    mixed_harder: usize,
+    query_mixed_harder: usize,
+    same_label: usize,
+    /// log Σ e^{4 l} over the unmasked queue.
+    log_uniformity: f64,
+}
+
+impl Step {
+    /// A step with these settings.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            partials: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Changes the settings, as at the end of warm-up.
+    pub fn set_config(&mut self, config: Config) {
+        self.config = config;
+    }
+
+    /// Loss, gradient and diagnostics of a batch against the queue as it is: enqueue the keys
+    /// afterwards (method: Order within a training step).
+    ///
+    /// A row of queries or keys that is not finite, or whose logits could overflow f32
+    /// (‖q‖·max(‖n‖, ‖k‖, 1)·max(1, 1/τ) above 1e37), has NaN for its loss and gradient, is a miss
+    /// and sets the output's status; the other rows are what they would be without it.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`] for a queue of another dimension, [`Error::HardestBeyondQueue`] for
+    /// N > K, [`Error::MissingLabels`] for an oracle without labels on both sides, and for given
+    /// draws [`Error::Length`], [`Error::OutOfRange`] and [`Error::DrawOutOfRange`].
+    pub fn run(&mut self, batch: &Batch<'_>, queue: &Queue, draws: &Draws) -> Result<Output> {
+        draws.check(batch.rows(), self.config.mixed(), self.config.query_mixed())?;
+        self.run_over(batch, queue, Negatives::Drawn(draws))
+    }
+
+    pub(super) fn run_over(
+        &mut self,
+        batch: &Batch<'_>,
+        queue: &Queue,
+        negatives: Negatives<'_>,
+    ) -> Result<Output> {
+        let (config, rows, dim) = (&self.config, batch.rows(), batch.dim());
+        check_dim(queue, dim)?;
+        let drawn = matches!(negatives, Negatives::Drawn(_));
+        let hardest = if drawn { config.hardest() } else { 0 };
+        if hardest > queue.capacity() {
+            return Err(Error::HardestBeyondQueue {
+                hardest,
+                capacity: queue.capacity(),
+            });
+        }
+        if config.oracle() {
+            let sides = [("queries", batch.labels()), ("queue", queue.labels())];
+            if let Some((argument, _)) = sides.iter().find(|(_, labels)| labels.is_none()) {
+                return Err(Error::MissingLabels { argument });
+            }
+        }
+
+        let faults = faults(batch, queue, config);
+        let usable: Vec<bool> = faults.iter().map(Option::is_none).collect();
+        let oracle_labels = batch.labels().filter(|_| config.oracle());
+        let mut blocks = Block::all(batch.queries(), dim, oracle_labels, &usable);
+        if hardest > 0 {
+            sample::set_thresholds(&mut blocks, queue, hardest, config.oracle());
+        }
+
+        let (mixed, query_mixed) = (config.mixed(), config.query_mixed());
+        let of_queries = if drawn { (mixed, query_mixed) } else { (0, 0) };
+        let mut output = Output {
+            reduced_loss: 0.0,
+            status: Status::Finite,
+            loss_rows: Vec::new(),
+            grad_queries: vec![0.0; rows * dim],
+            grad_keys: config.key_gradient().then(|| vec![0.0; rows * dim]),
+            log_sum_exp: Vec::new(),
+            positive_probability: Vec::new(),
+            hits: Vec::new(),
+            hits_with_synthetic: Vec::new(),
+            hardest: vec![NO_ROW; elements("hardest", rows, hardest)?],
+            mixed_logits: vec![f32::NEG_INFINITY; elements("mixed", rows, mixed)?],
+            query_mixed_logits: vec![
+                f32::NEG_INFINITY;
+                elements("query_mixed", rows, query_mixed)?
+            ],
+            draws: empty_draws(rows, of_queries.0, of_queries.1),
+            metrics: Metrics::default(),
+        };
+        let matching_width = if config.matching_probability() {
+            hardest
+        } else {
+            0
+        };
+        let mut matching = vec![0.0f64; rows * matching_width];
+        let mut figures = vec![Figures::default(); rows];
+        let mut outs = row_outs(&mut output, &mut matching, &mut figures, rows);
+
+        let threads = rayon::current_num_threads();
+        self.scratch
+            .resize_with(threads.max(self.scratch.len()), Mutex::default);
+        let scratch = &self.scratch;
+        let pass = Pass {
+            contrast: Some(config.temperature()),
+            uniformity: config.uniformity(),
+            candidates: hardest > 0,
+            oracle: config.oracle(),
+        };
+        let mut failure = None;
+        run_blocks(
+            &blocks,
+            queue,
+            pass,
+            &mut self.partials,
+            |block, partials| {
+                let candidates = if hardest > 0 {
+                    candidates(block, queue, config.oracle(), hardest, partials)
+                } else {
+                    vec![Vec::new(); block.rows.len()]
+                };
+                let positives = block.positives(batch);
+                let done =
+                    outs[block.rows.clone()]
+                        .par_iter_mut()
+                        .enumerate()
+                        .map(|(lane, out)| {
+                            if !usable[out.row] {
+                                return out.poison(batch, negatives);
+                            }
+                            let thread = rayon::current_thread_index().unwrap_or(0);
+                            // A scratch is overwritten before it is read, whatever a panic left in it.
+                            let mut scratch = match scratch[thread].lock() {
+                                Ok(scratch) => scratch,
+                                Err(poisoned) => poisoned.into_inner(),
+                            };
+                            scratch.direction.resize(dim, 0.0);
+                            let totals = merge(
+                                partials,
+                                lane,
+                                block.width,
+                                queue.capacity(),
+                                config.temperature(),
+                                &mut scratch.direction,
+                            );
+                            let (row, positive) = (out.row, positives[lane]);
+                            let row = Row {
+                                row,
+                                batch,
+                                queue,
+                                config,
+                                positive,
+                                totals,
+                            };
+                            row.finish(out, &candidates[lane], negatives, &mut scratch)
+                        });
+                // The first failing row of the first failing block, whatever the threads did.
+                let first = done.collect::<Vec<_>>().into_iter().find_map(Result::err);
+                failure = failure.take().or(first);
+            },
+        );
+        drop(outs);
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        report(&mut output, batch, queue, config, &figures, &matching);
+        output.status = status(&faults, &output);
+        Ok(output)
+    }
+}
+
+/// Why each row cannot be computed: the argument at fault.
+fn faults(batch: &Batch<'_>, queue: &Queue, config: &Config) -> Vec<Option<&'static str>> {
+    let largest = largest_norm(queue);
+    let stretch = (1.0 / f64::from(config.temperature())).max(1.0);
+    let finite = |row: &[f32]| row.iter().all(|x| x.is_finite());
+    batch
+        .queries()
+        .chunks_exact(batch.dim())
+        .zip(batch.keys().chunks_exact(batch.dim()))
+        .map(|(query, key)| {
+            if !finite(query) {
+                Some("queries")
+            } else if !finite(key) {
+                Some("keys")
+            } else if norm(query) * largest.max(norm(key)).max(1.0) * stretch > LARGEST_LOGIT {
+                Some("logits")
+            } else {
+                None
+            }
+        })
+        .collect()
+}
+
+fn row_outs<'a>(
+    output: &'a mut Output,
+    matching: &'a mut [f64],
+    figures: &'a mut [Figures],
+    rows: usize,
+) -> Vec<RowOut<'a>> {
+    let grad_keys = output.grad_keys.as_deref_mut().unwrap_or_default();
+    rows_mut(&mut output.grad_queries, rows)
+        .into_iter()
+        .zip(rows_mut(grad_keys, rows))
+        .zip(rows_mut(&mut output.hardest, rows))
+        .zip(rows_mut(&mut output.mixed_logits, rows))
+        .zip(rows_mut(&mut output.query_mixed_logits, rows))
+        .zip(DrawsMut::rows(&mut output.draws, rows))
+        .zip(rows_mut(matching, rows))
+        .zip(figures)
+        .enumerate()
+        .map(
+            |(row, (((((((grad_query, grad_key), hardest), m), q), draws), matching), figures))| {
+                RowOut {
+                    row,
+                    grad_query,
+                    grad_key,
+                    hardest,
+                    mixed_logits: m,
+                    query_mixed_logits: q,
+                    draws,
+                    matching,
+                    figures,
+                }
+            },
+        )
+        .collect()
+}
+
+impl RowOut<'_> {
+    /// A row that is no number: NaN everywhere, so that no one can take it for a result.
+    fn poison(&mut self, batch: &Batch<'_>, negatives: Negatives<'_>) -> Result<()> {
+        for place in [
+            &mut *self.grad_query,
+            &mut *self.grad_key,
+            &mut *self.mixed_logits,
+            &mut *self.query_mixed_logits,
+        ] {
+            place.fill(f32::NAN);
+        }
+        let nan = f64::NAN;
+        *self.figures = Figures {
+            loss: nan,
+            log_sum_exp: nan,
+            positive_probability: nan,
+            ..Figures::default()
+        };
+        match negatives {
+            Negatives::Drawn(draws) => resolve(draws, batch, self.row, 0, &mut self.draws),
+            Negatives::Given(_) => Ok(()),
+        }
+    }
+}
+
+/// One row, after the pass over the queue.
+struct Row<'a> {
+    row: usize,
+    batch: &'a Batch<'a>,
+    queue: &'a Queue,
+    config: &'a Config,
+    positive: f32,
+    totals: Totals,
+}
+
+impl Row<'_> {
+    fn finish(
+        &self,
+        out: &mut RowOut<'_>,
+        candidates: &[Candidate],
+        negatives: Negatives<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let (config, totals, dim) = (self.config, &self.totals, self.batch.dim());
+        let rows = self.row * dim..(self.row + 1) * dim;
+        let query = &self.batch.queries()[rows.clone()];
+        let key = &self.batch.keys()[rows];
+        let Scratch {
+            mixer,
+            direction,
+            hardest_logits,
+        } = scratch;
+
+        hardest_logits.resize(out.hardest.len(), 0.0);
+        let listed = select(candidates, out.hardest, hardest_logits);
+        let hardest = (&out.hardest[..listed], &hardest_logits[..listed]);
+        let (mut sums, mut of_query) = (*totals, 0.0);
+        let (mixed, query_mixed) = (&mut *out.mixed_logits, &mut *out.query_mixed_logits);
+        match negatives {
+            Negatives::Drawn(draws) => {
+                resolve(draws, self.batch, self.row, listed, &mut out.draws)?;
+                if listed > 0 && mixed.len() + query_mixed.len() > 0 {
+                    mixer.logits(query, self.queue, hardest, &out.draws, mixed, query_mixed);
+                    of_query =
+                        mixer.fold(config, &out.draws, mixed, query_mixed, &mut sums, direction);
+                }
+            }
+            Negatives::Given(synthetic) if totals.unmasked > 0 => {
+                for (features, logits) in [
+                    (&synthetic.mixed, mixed),
+                    (&synthetic.query_mixed, query_mixed),
+                ] {
+                    let len = logits.len() * dim;
+                    let own = &features[self.row * len..(self.row + 1) * len];
+                    fold_given(
+                        config.temperature(),
+                        query,
+                        own,
+                        logits,
+                        &mut sums,
+                        direction,
+                    );
+                }
+            }
+            Negatives::Given(_) => {}
+        }
+
+        let total = sums.total;
+        let loss = row_loss(self.positive, sums.shift, total, config.temperature());
+        let per_row = match config.reduction() {
+            Reduction::Mean => 1.0 / self.batch.rows() as f64,
+            Reduction::Sum | Reduction::None => 1.0,
+        };
+        // dL/dq = (1−p⁺)/τ·(Σ p_j n_j/Z₋ − k), the sum over all negatives: method, Gradient.
+        let outer = loss.negative / f64::from(config.temperature()) * per_row;
+        let inner = if total == 0.0 { 0.0 } else { outer / total };
+        for (index, grad) in out.grad_query.iter_mut().enumerate() {
+            let negatives = f64::from(direction[index]) + of_query * f64::from(query[index]);
+            *grad = (inner * negatives - outer * f64::from(key[index])) as f32;
+        }
+        for (grad, x) in out.grad_key.iter_mut().zip(query) {
+            *grad = (-outer * f64::from(*x)) as f32;
+        }
+        self.measure(out, hardest_logits, listed, loss);
+        Ok(())
+    }
+
+    /// The row's part in the metrics (method: What to report).
+    fn measure(&self, out: &mut RowOut<'_>, hardest_logits: &[f32], listed: usize, loss: RowLoss) {
+        let Totals {
+            shift,
+            total,
+            uniformity,
+            max,
+            unmasked,
+        } = self.totals;
+        let harder = |logits: &[f32]| logits.iter().filter(|&&logit| logit > max).count();
+        let beaten = |logits: &[f32]| logits.iter().all(|&logit| self.positive > logit);
+        let hit = self.positive > max;
+        let temperature = f64::from(self.config.temperature());
+        *out.figures = Figures {
+            loss: loss.loss,
+            log_sum_exp: loss.log_sum_exp,
+            positive_probability: loss.positive,
+            positive_logit: self.positive,
+            hit,
+            hit_with_synthetic: hit && beaten(out.mixed_logits) && beaten(out.query_mixed_logits),
+            listed,
+            unmasked,
+            mixed_harder: harder(out.mixed_logits),
+            query_mixed_harder: harder(out.query_mixed_logits),
+            same_label: self.same_label(&out.hardest[..listed]),
+            log_uniformity: f64::from(UNIFORMITY_FACTOR) * f64::from(shift) + uniformity.ln(),
+        };
+        if !out.matching.is_empty() {
+            let mut sorted = hardest_logits[..listed].to_vec();
+            sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+            let real = row_loss(self.positive, shift, total, self.config.temperature());
+            for (probability, logit) in out.matching.iter_mut().zip(sorted) {
+                *probability = (f64::from(logit) / temperature - real.log_sum_exp).exp();
+            }
+        }
+    }
+
+    fn same_label(&self, hardest: &[u32]) -> usize {
+        match (self.batch.labels(), self.queue.labels()) {
+            (Some(own), Some(labels)) => {
+                let own = own[self.row];
+                let same = |&&index: &&u32| own != NO_LABEL && labels[index as usize] == own;
+                hardest.iter().filter(same).count()
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// Gathers the rows' figures, in row order.
+fn report(
+    output: &mut Output,
+    batch: &Batch<'_>,
+    queue: &Queue,
+    config: &Config,
+    figures: &[Figures],
+    matching: &[f64],
+) {
+    let rows = figures.len() as f64;
+    let sum: f64 = figures.iter().map(|f| f.loss).sum();
+    output.reduced_loss = if config.reduction() == Reduction::Mean {
+        sum / rows
+    } else {
+        sum
+    } as f32;
+    output.loss_rows = figures.iter().map(|f| f.loss as f32).collect();
+    output.log_sum_exp = figures.iter().map(|f| f.log_sum_exp as f32).collect();
+    output.positive_probability = figures
+        .iter()
+        .map(|f| f.positive_probability as f32)
+        .collect();
+    output.hits = figures.iter().map(|f| f.hit).collect();
+    output.hits_with_synthetic = figures.iter().map(|f| f.hit_with_synthetic).collect();
+
+    let share = |part: usize, of: usize| (of > 0).then(|| part as f64 / of as f64);
+    let total = |part: fn(&Figures) -> usize| figures.iter().map(part).sum::<usize>();
+    let finite = || figures.iter().filter(|f| !f.loss.is_nan());
+    let mixing = || finite().filter(|f| f.unmasked > 0).count();
+    let labelled = |labels: &[u32]| {
+        figures
+            .iter()
+            .zip(labels)
+            .filter(|(_, l)| **l != NO_LABEL)
+            .map(|(f, _)| f.listed)
+            .sum()
+    };
+    output.metrics = Metrics {
+        proxy_accuracy: total(|f| usize::from(f.hit)) as f64 / rows,
+        proxy_accuracy_with_synthetic: total(|f| usize::from(f.hit_with_synthetic)) as f64 / rows,
+        alignment: 2.0
+            - 2.0 * finite().map(|f| f64::from(f.positive_logit)).sum::<f64>()
+                / finite().count() as f64,
+        uniformity: config.uniformity().then(|| uniformity(figures)).flatten(),
+        matching_probability: config
+            .matching_probability()
+            .then(|| mean_by_rank(matching, figures, config.hardest())),
+        mixed_harder: share(total(|f| f.mixed_harder), mixing() * config.mixed()),
+        query_mixed_harder: share(
+            total(|f| f.query_mixed_harder),
+            mixing() * config.query_mixed(),
+        ),
+        same_label_share: share(
+            total(|f| f.same_label),
+            batch
+                .labels()
+                .filter(|_| queue.labels().is_some())
+                .map_or(0, labelled),
+        ),
+    };
+}
+
+/// log of the mean of e^{4 (l − 1)} over all unmasked pairs, from each row's log of its sum.
+fn uniformity(figures: &[Figures]) -> Option<f64> {
+    let sums = || {
+        figures
+            .iter()
+            .filter(|f| f.unmasked > 0)
+            .map(|f| f.log_uniformity)
+    };
+    let pairs: usize = figures.iter().map(|f| f.unmasked).sum();
+    let shift = sums().fold(f64::NEG_INFINITY, f64::max);
+    let total: f64 = sums().map(|log| (log - shift).exp()).sum();
+    (pairs > 0).then(|| shift + total.ln() - (pairs as f64).ln() - f64::from(UNIFORMITY_FACTOR))
+}
+
+/// The mean probability at each rank over the rows that have it.
+fn mean_by_rank(matching: &[f64], figures: &[Figures], hardest: usize) -> Vec<f64> {
+    (0..hardest)
+        .map(|rank| {
+            let having = figures.iter().enumerate().filter(|(_, f)| f.listed > rank);
+            let (sum, count) = having.fold((0.0, 0usize), |(sum, count), (row, _)| {
+                (sum + matching[row * hardest + rank], count + 1)
+            });
+            if count == 0 { 0.0 } else { sum / count as f64 }
+        })
+        .collect()
+}
+
+/// The first row that is no number, also where no input's fault foretold it.
+fn status(faults: &[Option<&'static str>], output: &Output) -> Status {
+    let dim = output.grad_queries.len() / faults.len();
+    let finite = |row: usize| {
+        output.loss_rows[row].is_finite()
+            && output.grad_queries[row * dim..(row + 1) * dim]
+                .iter()
+                .all(|x| x.is_finite())
+    };
+    faults
+        .iter()
+        .enumerate()
+        .find_map(|(row, fault)| {
+            let argument = fault.or_else(|| (!finite(row)).then_some("logits"))?;
+            Some(Status::NonFinite { argument, row })
+        })
+        .unwrap_or_default()
+}
