@@ -6,6 +6,7 @@
 
 pub mod compare;
 pub mod config;
+pub mod data;
 pub mod error;
 pub mod loss;
 pub mod metrics;

@@ -1,0 +1,131 @@
+//! Class folders of PNG and JPEG files: `train/CLASS/*.png` and `test/CLASS/*.png` (or `val`), or
+//! class folders alone, of which every tenth image is then held out.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use image::imageops::FilterType;
+use rayon::prelude::*;
+
+use super::{Dataset, Images, Shape};
+use crate::error::{Error, Result};
+
+/// Of class folders without a split, one image in so many is for the test.
+const HELD_OUT: usize = 10;
+
+/// Reads the folder; `image_size` resizes every image to a square, else all must have one size.
+pub fn load(folder: &Path, image_size: Option<usize>) -> Result<Dataset> {
+    let test = ["test", "val"].map(|name| folder.join(name)).into_iter().find(|p| p.is_dir());
+    let (classes, train, test) = match test {
+        Some(test) if folder.join("train").is_dir() => {
+            let (classes, train) = list(&folder.join("train"))?;
+            let (test_classes, files) = list(&test)?;
+            if classes != test_classes {
+                return Err(Error::Data {
+                    path: test,
+                    reason: format!("classes {test_classes:?}; the training classes are {classes:?}"),
+                });
+            }
+            (classes, train, files)
+        }
+        _ => {
+            let (classes, files) = list(folder)?;
+            let (test, train): (Vec<_>, Vec<_>) =
+                files.into_iter().enumerate().partition(|(index, _)| index % HELD_OUT == 0);
+            let plain = |files: Vec<(usize, File)>| files.into_iter().map(|(_, f)| f).collect();
+            (classes, plain(train), plain(test))
+        }
+    };
+    let gray = train.first().map_or(Ok(false), |(path, _)| is_gray(path))?;
+    Ok(Dataset {
+        train: decode_all(&train, image_size, gray)?,
+        test: decode_all(&test, image_size, gray)?,
+        classes,
+    })
+}
+
+/// A file and its label.
+type File = (PathBuf, u32);
+
+/// The classes, sorted, and their image files, class by class, sorted.
+fn list(folder: &Path) -> Result<(Vec<String>, Vec<File>)> {
+    let mut classes = Vec::new();
+    let mut files = Vec::new();
+    for class in entries(folder)?.into_iter().filter(|path| path.is_dir()) {
+        let images = entries(&class)?.into_iter().filter(|path| {
+            let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+            extension.is_some_and(|e| ["png", "jpg", "jpeg"].contains(&e.as_str()))
+        });
+        let label = classes.len() as u32;
+        files.extend(images.map(|path| (path, label)));
+        classes.push(class.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    }
+    if files.is_empty() {
+        return Err(Error::Data {
+            path: folder.to_owned(),
+            reason: "holds no IDX files, no CIFAR files and no class folders of PNG or JPEG files"
+                .to_owned(),
+        });
+    }
+    Ok((classes, files))
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).map_err(Error::io("read", folder))?;
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()).map_err(Error::io("read", folder)))
+        .collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn open(path: &Path) -> Result<image::DynamicImage> {
+    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    // By content, not by name: a PNG called .jpg is still an image.
+    image::load_from_memory(&bytes)
+        .map_err(|error| Error::Data { path: path.to_owned(), reason: error.to_string() })
+}
+
+fn is_gray(path: &Path) -> Result<bool> {
+    Ok(!open(path)?.color().has_color())
+}
+
+fn decode_all(files: &[File], image_size: Option<usize>, gray: bool) -> Result<Images> {
+    let decoded = files
+        .par_iter()
+        .map(|(path, _)| decode(path, image_size, gray))
+        .collect::<Result<Vec<_>>>()?;
+    let Some((_, shape)) = decoded.first().cloned() else {
+        let shape = Shape { channels: 1, height: 0, width: 0 };
+        return Ok(Images { pixels: Vec::new(), labels: Vec::new(), shape });
+    };
+    let mut pixels = Vec::with_capacity(files.len() * shape.len());
+    for ((image, own), (path, _)) in decoded.into_iter().zip(files) {
+        if own != shape {
+            return Err(Error::Data {
+                path: path.clone(),
+                reason: format!("is {own}, others are {shape}; give an image size to resize to"),
+            });
+        }
+        pixels.extend(image);
+    }
+    Ok(Images { pixels, labels: files.iter().map(|&(_, label)| label).collect(), shape })
+}
+
+fn decode(path: &Path, image_size: Option<usize>, gray: bool) -> Result<(Vec<u8>, Shape)> {
+    let mut image = open(path)?;
+    if let Some(size) = image_size {
+        image = image.resize_exact(size as u32, size as u32, FilterType::Triangle);
+    }
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let channels = if gray { 1 } else { 3 };
+    let shape = Shape { channels, height, width };
+    let pixels = if gray {
+        image.into_luma8().into_raw()
+    } else {
+        let interleaved = image.into_rgb8().into_raw();
+        let plane = |channel| interleaved.iter().skip(channel).step_by(3).copied();
+        (0..3).flat_map(plane).collect()
+    };
+    Ok((pixels, shape))
+}
