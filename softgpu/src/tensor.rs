@@ -12,10 +12,13 @@
 //! every partial sum is representable, and otherwise to within the usual bound
 //! `k · 2⁻²³ · Σ|aᵢbᵢ|`. Of an f32 register read as tf32 the low 13 bits are ignored.
 
+pub mod descriptor;
 #[cfg(test)]
 mod documented;
 pub mod matrix;
 pub mod mma;
+pub mod pipe;
+pub mod wgmma;
 
 /// One 32-bit register of every lane of a warp.
 pub type Lanes = [u32; 32];

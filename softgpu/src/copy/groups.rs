@@ -47,6 +47,11 @@ impl<T> Groups<T> {
         self.committed.iter().flatten().chain(&self.open)
     }
 
+    /// The operations in flight, oldest first.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.committed.iter_mut().flatten().chain(&mut self.open)
+    }
+
     /// The operations of all committed groups but the latest `n`, oldest first.
     pub fn older(&self, n: usize) -> impl Iterator<Item = &T> {
         self.committed

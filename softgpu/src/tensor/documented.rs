@@ -133,3 +133,19 @@ pub(crate) fn b_k32_8bit() -> Fragment {
 pub(crate) fn c_m16n8() -> Fragment {
     Fragment::continued(&["0:0,1 1:0,1 2:0,1 3:0,1", "0:2,3 1:2,3 2:2,3 3:2,3"])
 }
+
+/// The accumulator of one warp of a `wgmma`: the figure of `c_m16n8` repeated every eight
+/// columns, with the elements of the one before plus 4.
+pub(crate) fn d_m16(columns: usize) -> Fragment {
+    let row = |first: usize| {
+        let mut boxes = String::new();
+        for tile in 0..columns / 8 {
+            for lane in 0..4 {
+                let element = first + 4 * tile;
+                boxes.push_str(&format!("{lane}:{},{} ", element, element + 1));
+            }
+        }
+        boxes
+    };
+    Fragment::continued(&[&row(0), &row(2)])
+}
