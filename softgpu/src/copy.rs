@@ -4,9 +4,11 @@
 //! one cluster) that were issued and not waited for, lands them early, late or at random as the
 //! schedule says, and knows for every word of shared memory whether a copy in flight owns it.
 //! It touches memory only through a [`Fabric`], the executor's checked accesses.
+//! [`tile`] cuts the box of a tensor map into pieces.
 
 mod engine;
 mod groups;
+pub mod tile;
 
 mod watch;
 

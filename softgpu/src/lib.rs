@@ -1,5 +1,6 @@
 //! The CUDA driver API over a PTX interpreter, for tests.
 
+pub mod barrier;
 pub mod check;
 pub mod copy;
 pub mod counters;
