@@ -9,7 +9,6 @@
 mod engine;
 mod groups;
 pub mod tile;
-
 mod watch;
 
 pub use engine::Engine;
