@@ -1,6 +1,6 @@
 //! The input of a step: queries and their keys.
 
-use crate::error::{Error, Result, elements, expect_length};
+use crate::error::{Error, Result, expect_length, whole_rows};
 
 /// B queries with their keys, [B, d] each, row-major.
 #[derive(Debug, Clone, Copy)]
@@ -19,25 +19,19 @@ impl<'a> Batch<'a> {
     /// is legal here: the step reports it ([`crate::Status`]).
     ///
     /// # Errors
-    /// [`Error::Zero`] for `dim` = 0 or no rows, [`Error::Length`] for lengths that are not
-    /// rows × dim, [`Error::OutOfRange`] for 2³² rows or more.
+    /// [`Error::Zero`] for `dim` = 0 or no rows, [`Error::Ragged`] for queries that are no whole
+    /// rows, [`Error::Length`] for keys of another length, [`Error::OutOfRange`] for more than 2³²
+    /// rows.
     pub fn new(queries: &'a [f32], keys: &'a [f32], dim: usize) -> Result<Self> {
-        if dim == 0 {
-            return Err(Error::Zero { argument: "dim" });
-        }
-        if queries.is_empty() {
-            return Err(Error::Zero {
+        let rows = whole_rows("queries", queries.len(), dim)?;
+        expect_length("keys", keys.len(), queries.len(), "rows × dim, as queries")?;
+        if rows as u64 > 1 << 32 {
+            return Err(Error::OutOfRange {
                 argument: "queries",
+                value: format!("{rows} rows"),
+                expected: "at most 2^32 rows",
             });
         }
-        let rows = queries.len() / dim;
-        expect_length("queries", queries.len(), rows * dim, "rows × dim")?;
-        expect_length(
-            "keys",
-            keys.len(),
-            elements("keys", rows, dim)?,
-            "rows × dim, as queries",
-        )?;
         let batch = Self {
             queries,
             keys,

@@ -29,6 +29,26 @@ pub enum Error {
         /// The shape it should have, in words, such as `rows × dim`.
         shape: &'static str,
     },
+    /// An argument is no whole number of rows.
+    #[error("{argument} has {length} elements; expected a multiple of {width}, its row's length")]
+    Ragged {
+        /// The argument's name.
+        argument: &'static str,
+        /// How many elements it has.
+        length: usize,
+        /// The elements of a row.
+        width: usize,
+    },
+    /// Memory for an argument or a result cannot be had.
+    #[error("no memory for {argument}: {rows} × {width} elements were asked for")]
+    OutOfMemory {
+        /// What the memory is for.
+        argument: &'static str,
+        /// Its rows.
+        rows: usize,
+        /// The elements of a row.
+        width: usize,
+    },
     /// Two arguments disagree on the feature dimension d.
     #[error("{argument} has dimension {dim}; the queries have {expected}")]
     Dimension {
@@ -143,13 +163,51 @@ pub(crate) fn expect_length(
     }
 }
 
+/// How many rows of `width` elements there are.
+pub(crate) fn whole_rows(argument: &'static str, length: usize, width: usize) -> Result<usize> {
+    if width == 0 {
+        return Err(Error::Zero { argument: "dim" });
+    }
+    if length == 0 {
+        return Err(Error::Zero { argument });
+    }
+    if length.is_multiple_of(width) {
+        Ok(length / width)
+    } else {
+        Err(Error::Ragged {
+            argument,
+            length,
+            width,
+        })
+    }
+}
+
 /// `rows · width`, refused where the product does not fit `usize`.
 pub(crate) fn elements(argument: &'static str, rows: usize, width: usize) -> Result<usize> {
-    rows.checked_mul(width).ok_or_else(|| Error::OutOfRange {
+    rows.checked_mul(width).ok_or(Error::OutOfMemory {
         argument,
-        value: format!("{rows} × {width}"),
-        expected: "a number of elements that fits the address space",
+        rows,
+        width,
     })
+}
+
+/// `rows · width` copies of a value, or an error where there is no memory for them.
+pub(crate) fn filled<T: Clone>(
+    argument: &'static str,
+    rows: usize,
+    width: usize,
+    value: T,
+) -> Result<Vec<T>> {
+    let len = elements(argument, rows, width)?;
+    let mut data = Vec::new();
+    data.try_reserve_exact(len)
+        .map_err(|_| Error::OutOfMemory {
+            argument,
+            rows,
+            width,
+        })?;
+    data.resize(len, value);
+    Ok(data)
 }
 
 /// The first row (of `dim` elements) with a NaN or an infinity.

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::draws::philox4x32_10;
-use crate::error::{Error, Result, elements, expect_length, first_non_finite};
+use crate::error::{Error, Result, expect_length, filled, first_non_finite, whole_rows};
 
 /// The label of a row that has none. It equals nothing, not even itself.
 pub const NO_LABEL: u32 = u32::MAX;
@@ -178,17 +178,10 @@ impl Queue {
     /// A queue of given rows, [K, dim] row-major, with the cursor at row 0 and without labels.
     ///
     /// # Errors
-    /// [`Error::Zero`] for no rows or `dim` = 0, [`Error::Length`] for a length that is no multiple
+    /// [`Error::Zero`] for no rows or `dim` = 0, [`Error::Ragged`] for a length that is no multiple
     /// of `dim`, [`Error::NonFinite`] with the row, [`Error::OutOfRange`] for 2³²−1 rows or more.
     pub fn from_rows(rows: Rows, dim: usize) -> Result<Self> {
-        if dim == 0 {
-            return Err(Error::Zero { argument: "dim" });
-        }
-        let capacity = rows.len() / dim;
-        if rows.is_empty() {
-            return Err(Error::Zero { argument: "queue" });
-        }
-        expect_length("queue", rows.len(), capacity * dim, "capacity × dim")?;
+        let capacity = whole_rows("queue", rows.len(), dim)?;
         check_capacity(capacity)?;
         let mut row = vec![0.0; dim];
         let mut squared_norms = Vec::with_capacity(capacity);
@@ -217,8 +210,8 @@ impl Queue {
     /// A full queue of seeded random unit rows without labels, as MoCo starts.
     ///
     /// # Errors
-    /// [`Error::Zero`] for a zero `capacity` or `dim`, [`Error::OutOfRange`] for 2³²−1 rows or more
-    /// or a size beyond the address space.
+    /// [`Error::Zero`] for a zero `capacity` or `dim`, [`Error::OutOfRange`] for 2³²−1 rows or
+    /// more, [`Error::OutOfMemory`] with the size.
     pub fn random(capacity: usize, dim: usize, dtype: DType, seed: u64) -> Result<Self> {
         for (argument, value) in [("capacity", capacity), ("dim", dim)] {
             if value == 0 {
@@ -226,7 +219,7 @@ impl Queue {
             }
         }
         check_capacity(capacity)?;
-        let mut data = vec![0.0f32; elements("capacity", capacity, dim)?];
+        let mut data = filled("queue", capacity, dim, 0.0f32)?;
         for (index, row) in data.chunks_exact_mut(dim).enumerate() {
             random_direction(row, index as u32, seed);
         }
@@ -263,11 +256,11 @@ impl Queue {
     /// K stay. Keys without labels get [`NO_LABEL`]. Returns how many of them the queue now holds.
     ///
     /// # Errors
-    /// [`Error::Length`] for keys that are no whole rows or labels that are not one a row;
-    /// [`Error::NonFinite`] with the row, also where f16 overflows. Nothing is written then.
+    /// [`Error::Zero`] for no keys, [`Error::Ragged`] for keys that are no whole rows,
+    /// [`Error::Length`] for labels that are not one a row, [`Error::NonFinite`] with the row, also
+    /// where f16 overflows. Nothing is written then.
     pub fn enqueue(&mut self, keys: &[f32], labels: Option<&[u32]>) -> Result<usize> {
-        let count = keys.len() / self.dim;
-        expect_length("keys", keys.len(), count * self.dim, "rows × dim")?;
+        let count = whole_rows("keys", keys.len(), self.dim)?;
         if let Some(labels) = labels {
             expect_length("labels", labels.len(), count, "rows")?;
         }

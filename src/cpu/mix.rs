@@ -8,7 +8,7 @@ use super::vector;
 use crate::batch::Batch;
 use crate::config::{Config, QueryGradient};
 use crate::draws::{self, Draws, GivenDraws};
-use crate::error::{Error, Result, elements};
+use crate::error::{Error, Result, elements, filled};
 use crate::queue::Queue;
 
 /// A mixture shorter than this is the zero vector (method: Loss, 3).
@@ -61,17 +61,15 @@ pub fn mix(
         });
     }
     let mut synthetic = Synthetic {
-        mixed: vec![0.0; elements("mixed", elements("mixed", rows, mixed)?, dim)?],
-        query_mixed: vec![
-            0.0;
-            elements(
-                "query_mixed",
-                elements("query_mixed", rows, query_mixed)?,
-                dim
-            )?
-        ],
+        mixed: filled("mixed", elements("mixed", rows, mixed)?, dim, 0.0)?,
+        query_mixed: filled(
+            "query_mixed",
+            elements("query_mixed", rows, query_mixed)?,
+            dim,
+            0.0,
+        )?,
     };
-    let mut used = empty_draws(rows, mixed, query_mixed);
+    let mut used = empty_draws(rows, mixed, query_mixed)?;
     let own: Vec<_> = rows_mut(&mut synthetic.mixed, rows)
         .into_iter()
         .zip(rows_mut(&mut synthetic.query_mixed, rows))
@@ -145,14 +143,14 @@ pub(super) fn rows_mut<T>(data: &mut [T], rows: usize) -> Vec<&mut [T]> {
         .collect()
 }
 
-pub(super) fn empty_draws(rows: usize, mixed: usize, query_mixed: usize) -> GivenDraws {
-    GivenDraws {
-        first: vec![0; rows * mixed],
-        second: vec![0; rows * mixed],
-        alpha: vec![0.0; rows * mixed],
-        pick: vec![0; rows * query_mixed],
-        beta: vec![0.0; rows * query_mixed],
-    }
+pub(super) fn empty_draws(rows: usize, mixed: usize, query_mixed: usize) -> Result<GivenDraws> {
+    Ok(GivenDraws {
+        first: filled("mixed", rows, mixed, 0)?,
+        second: filled("mixed", rows, mixed, 0)?,
+        alpha: filled("mixed", rows, mixed, 0.0)?,
+        pick: filled("query_mixed", rows, query_mixed, 0)?,
+        beta: filled("query_mixed", rows, query_mixed, 0.0)?,
+    })
 }
 
 /// The place of one row's draws in the output.
@@ -251,6 +249,47 @@ pub(super) struct Mixer {
     rounded: Vec<f32>,
 }
 
+/// The products that a mixture of two rows is a function of.
+struct Products {
+    /// ‖a‖², ‖b‖².
+    squares: [f64; 2],
+    /// a·b.
+    dot: f64,
+    /// q·a, q·b.
+    logits: [f64; 2],
+}
+
+impl Products {
+    /// q·h and 1/r of h = (w a + (1−w) b)/r, or nothing where the rows all but cancel: with r² less
+    /// than a sixteenth of its parts the f32 products' error, some 1e-7 of those, would show in the
+    /// logit's sixth digit.
+    fn mixture(&self, weight: f64) -> Option<(f64, f64)> {
+        let [v, w] = [weight, 1.0 - weight];
+        let parts = v * v * self.squares[0] + w * w * self.squares[1];
+        let squared = parts + 2.0 * v * w * self.dot;
+        (squared >= parts * (1.0 / 16.0) && squared >= SHORTEST * SHORTEST).then(|| {
+            let inverse = 1.0 / squared.sqrt();
+            ((v * self.logits[0] + w * self.logits[1]) * inverse, inverse)
+        })
+    }
+}
+
+/// q·h and 1/r from the rows themselves, in f64; zeros where r is too short.
+fn mixture(weight: f64, query: &[f32], a: &[f32], b: &[f32]) -> (f64, f64) {
+    let (mut squared, mut logit) = (0.0, 0.0);
+    for ((q, a), b) in query.iter().zip(a).zip(b) {
+        let h = weight * f64::from(*a) + (1.0 - weight) * f64::from(*b);
+        squared += h * h;
+        logit += f64::from(*q) * h;
+    }
+    let r = f64::sqrt(squared);
+    if r < SHORTEST {
+        (0.0, 0.0)
+    } else {
+        (logit / r, 1.0 / r)
+    }
+}
+
 impl Mixer {
     /// The logits q·h and q·h′ of a row (method: Loss, 2 and 3).
     pub fn logits(
@@ -281,29 +320,34 @@ impl Mixer {
         self.inverses.clear();
         let squared = |position: u32| f64::from(self.squared_norms[position as usize]);
         let logit = |position: u32| f64::from(hardest_logits[position as usize]);
-        let inverse = |squared: f64| {
-            let r = squared.max(0.0).sqrt();
-            if r < SHORTEST { 0.0 } else { 1.0 / r }
-        };
+        let feature = |position: u32| &self.rows[position as usize * dim..][..dim];
         for (index, out) in mixed_logits.iter_mut().enumerate() {
             let (i, j) = (draws.first[index], draws.second[index]);
-            let (a, dot) = (
-                f64::from(draws.alpha[index]),
-                f64::from(self.pair_dots[index]),
-            );
-            let b = 1.0 - a;
-            let inverse = inverse(a * a * squared(i) + b * b * squared(j) + 2.0 * a * b * dot);
-            *out = ((a * logit(i) + b * logit(j)) * inverse) as f32;
+            let weight = f64::from(draws.alpha[index]);
+            let products = Products {
+                squares: [squared(i), squared(j)],
+                dot: f64::from(self.pair_dots[index]),
+                logits: [logit(i), logit(j)],
+            };
+            let (logit, inverse) = products
+                .mixture(weight)
+                .unwrap_or_else(|| mixture(weight, query, feature(i), feature(j)));
+            *out = logit as f32;
             self.inverses.push(inverse);
         }
         let query_squared = norm(query).powi(2);
         for (index, out) in query_mixed_logits.iter_mut().enumerate() {
             let j = draws.pick[index];
-            let a = f64::from(draws.beta[index]);
-            let b = 1.0 - a;
-            let inverse =
-                inverse(a * a * query_squared + b * b * squared(j) + 2.0 * a * b * logit(j));
-            *out = ((a * query_squared + b * logit(j)) * inverse) as f32;
+            let weight = f64::from(draws.beta[index]);
+            let products = Products {
+                squares: [query_squared, squared(j)],
+                dot: logit(j),
+                logits: [query_squared, logit(j)],
+            };
+            let (logit, inverse) = products
+                .mixture(weight)
+                .unwrap_or_else(|| mixture(weight, query, query, feature(j)));
+            *out = logit as f32;
             self.inverses.push(inverse);
         }
     }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::contrast::{Block, Candidate, Partial, Pass, run_blocks};
 use super::{LANES, sample};
-use crate::error::{Error, Result, elements, expect_length, first_non_finite};
+use crate::error::{Error, Result, elements, expect_length, filled, first_non_finite, whole_rows};
 use crate::queue::{NO_ROW, Queue};
 
 /// The hardest of B queries.
@@ -56,7 +56,8 @@ impl Ranked {
 ///
 /// # Errors
 /// [`Error::HardestBeyondQueue`] for N > K, [`Error::Zero`] for N = 0 or no queries,
-/// [`Error::Length`] for queries that are no whole rows or labels that are not one a query,
+/// [`Error::Ragged`] for queries that are no whole rows, [`Error::Length`] for labels that are not
+/// one a query,
 /// [`Error::MissingLabels`] for an oracle without queue labels, [`Error::NonFinite`] with the row
 /// of the queries, or `logits` where a product could overflow.
 pub fn rank(
@@ -66,18 +67,7 @@ pub fn rank(
     oracle_labels: Option<&[u32]>,
 ) -> Result<Ranked> {
     let (capacity, dim) = (queue.capacity(), queue.dim());
-    let rows = queries.len() / dim;
-    if rows == 0 {
-        return Err(Error::Zero {
-            argument: "queries",
-        });
-    }
-    expect_length(
-        "queries",
-        queries.len(),
-        rows * dim,
-        "rows × dim of the queue",
-    )?;
+    let rows = whole_rows("queries", queries.len(), dim)?;
     check_hardest(hardest, capacity)?;
     if let Some(labels) = oracle_labels {
         expect_length("query labels", labels.len(), rows, "rows")?;
@@ -113,8 +103,8 @@ pub fn rank(
     };
     let mut ranked = Ranked {
         hardest,
-        indices: vec![NO_ROW; elements("hardest", rows, hardest)?],
-        logits: vec![f32::NEG_INFINITY; rows * hardest],
+        indices: filled("hardest", rows, hardest, NO_ROW)?,
+        logits: filled("hardest", rows, hardest, f32::NEG_INFINITY)?,
         counts: vec![0; rows],
     };
     run_blocks(&blocks, queue, pass, &mut Vec::new(), |block, partials| {
@@ -137,19 +127,15 @@ pub fn rank(
 /// Infinities are ordered like any other value.
 ///
 /// # Errors
-/// [`Error::Zero`] for no logits or N = 0, [`Error::Length`] for no whole rows,
+/// [`Error::Zero`] for no logits or N = 0, [`Error::Ragged`] for no whole rows,
 /// [`Error::HardestBeyondQueue`] for N > K, [`Error::NonFinite`] with the row of a NaN.
 pub fn rank_logits(logits: &[f32], capacity: usize, hardest: usize) -> Result<Ranked> {
-    if logits.is_empty() || capacity == 0 {
-        return Err(Error::Zero { argument: "logits" });
+    if capacity == 0 {
+        return Err(Error::Zero {
+            argument: "capacity",
+        });
     }
-    let rows = logits.len() / capacity;
-    expect_length(
-        "logits",
-        logits.len(),
-        rows.max(1) * capacity,
-        "rows × capacity",
-    )?;
+    let rows = whole_rows("logits", logits.len(), capacity)?;
     check_hardest(hardest, capacity)?;
     if capacity >= NO_ROW as usize {
         return Err(Error::OutOfRange {
@@ -169,8 +155,8 @@ pub fn rank_logits(logits: &[f32], capacity: usize, hardest: usize) -> Result<Ra
     }
     let mut ranked = Ranked {
         hardest,
-        indices: vec![NO_ROW; rows * hardest],
-        logits: vec![f32::NEG_INFINITY; rows * hardest],
+        indices: filled("hardest", rows, hardest, NO_ROW)?,
+        logits: filled("hardest", rows, hardest, f32::NEG_INFINITY)?,
         counts: vec![hardest as u32; rows],
     };
     ranked
@@ -192,9 +178,16 @@ pub fn rank_logits(logits: &[f32], capacity: usize, hardest: usize) -> Result<Ra
     Ok(ranked)
 }
 
+/// Whether no logit of the query, over a temperature stretched by this much, can overflow, where
+/// the longest row it meets has norm `largest`.
+pub(super) fn bounded(query: &[f32], largest: f64, stretch: f64) -> bool {
+    // Zero times infinity is NaN and not bounded either.
+    norm(query) * largest.max(1.0) * stretch <= LARGEST_LOGIT
+}
+
 /// The largest product of norms whose partial sums, and exponents at any temperature from 0.1 up,
 /// stay clear of f32's end at 3.4e38.
-pub(super) const LARGEST_LOGIT: f64 = 1e37;
+const LARGEST_LOGIT: f64 = 1e37;
 
 pub(super) fn check_hardest(hardest: usize, capacity: usize) -> Result<()> {
     if hardest == 0 {

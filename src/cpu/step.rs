@@ -9,12 +9,12 @@ use super::contrast::{
 };
 use super::info_nce::{RowLoss, fold_given, row_loss};
 use super::mix::{DrawsMut, Mixer, Synthetic, check_dim, empty_draws, resolve, rows_mut};
-use super::rank::{LARGEST_LOGIT, candidates, largest_norm, norm, select};
+use super::rank::{bounded, candidates, largest_norm, norm, select};
 use super::sample;
 use crate::batch::Batch;
 use crate::config::{Config, Reduction};
 use crate::draws::Draws;
-use crate::error::{Error, Result, elements};
+use crate::error::{Error, Result, filled};
 use crate::output::{Metrics, Output, Status};
 use crate::queue::{NO_LABEL, NO_ROW, Queue};
 
@@ -125,7 +125,8 @@ impl Step {
     /// # Errors
     /// [`Error::Dimension`] for a queue of another dimension, [`Error::HardestBeyondQueue`] for
     /// N > K, [`Error::MissingLabels`] for an oracle without labels on both sides, and for given
-    /// draws [`Error::Length`], [`Error::OutOfRange`] and [`Error::DrawOutOfRange`].
+    /// draws [`Error::Length`], [`Error::OutOfRange`] and [`Error::DrawOutOfRange`];
+    /// [`Error::OutOfMemory`] with the size of the result that cannot be had.
     pub fn run(&mut self, batch: &Batch<'_>, queue: &Queue, draws: &Draws) -> Result<Output> {
         draws.check(batch.rows(), self.config.mixed(), self.config.query_mixed())?;
         self.run_over(batch, queue, Negatives::Drawn(draws))
@@ -168,19 +169,20 @@ impl Step {
             reduced_loss: 0.0,
             status: Status::Finite,
             loss_rows: Vec::new(),
-            grad_queries: vec![0.0; rows * dim],
-            grad_keys: config.key_gradient().then(|| vec![0.0; rows * dim]),
+            grad_queries: filled("grad_queries", rows, dim, 0.0)?,
+            grad_keys: if config.key_gradient() {
+                Some(filled("grad_keys", rows, dim, 0.0)?)
+            } else {
+                None
+            },
             log_sum_exp: Vec::new(),
             positive_probability: Vec::new(),
             hits: Vec::new(),
             hits_with_synthetic: Vec::new(),
-            hardest: vec![NO_ROW; elements("hardest", rows, hardest)?],
-            mixed_logits: vec![f32::NEG_INFINITY; elements("mixed", rows, mixed)?],
-            query_mixed_logits: vec![
-                f32::NEG_INFINITY;
-                elements("query_mixed", rows, query_mixed)?
-            ],
-            draws: empty_draws(rows, of_queries.0, of_queries.1),
+            hardest: filled("hardest", rows, hardest, NO_ROW)?,
+            mixed_logits: filled("mixed", rows, mixed, f32::NEG_INFINITY)?,
+            query_mixed_logits: filled("query_mixed", rows, query_mixed, f32::NEG_INFINITY)?,
+            draws: empty_draws(rows, of_queries.0, of_queries.1)?,
             metrics: Metrics::default(),
         };
         let matching_width = if config.matching_probability() {
@@ -188,7 +190,7 @@ impl Step {
         } else {
             0
         };
-        let mut matching = vec![0.0f64; rows * matching_width];
+        let mut matching = filled("matching_probability", rows, matching_width, 0.0f64)?;
         let mut figures = vec![Figures::default(); rows];
         let mut outs = row_outs(&mut output, &mut matching, &mut figures, rows);
 
@@ -278,7 +280,7 @@ fn faults(batch: &Batch<'_>, queue: &Queue, config: &Config) -> Vec<Option<&'sta
                 Some("queries")
             } else if !finite(key) {
                 Some("keys")
-            } else if norm(query) * largest.max(norm(key)).max(1.0) * stretch > LARGEST_LOGIT {
+            } else if !bounded(query, largest.max(norm(key)), stretch) {
                 Some("logits")
             } else {
                 None
