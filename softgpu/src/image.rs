@@ -99,11 +99,28 @@ pub fn ptx(image: &[u8], arch: Arch) -> Result<&str, ImageError> {
         ));
     }
     let text = text(image).ok_or(ImageError::Unrecognised)?;
-    if text.contains(".version") {
-        Ok(text)
-    } else {
-        Err(ImageError::Unrecognised)
+    if !text.contains(".version") {
+        return Err(ImageError::Unrecognised);
     }
+    let target = text.split_once(".target").map_or("", |(_, after)| after.trim_start());
+    let (number, specific) = parse_target(target).ok_or(ImageError::Unrecognised)?;
+    if number > arch.number() || (specific && number != arch.number()) {
+        let suffix = if specific { "a" } else { "" };
+        return Err(ImageError::NoPtx(format!(
+            "it is for sm_{number}{suffix}, and this is {arch}"
+        )));
+    }
+    Ok(text)
+}
+
+/// The architecture at the beginning of a `.target` list, and whether it is an "a" one.
+fn parse_target(target: &str) -> Option<(u32, bool)> {
+    let rest = target.strip_prefix("sm_")?;
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    Some((
+        rest[..digits].parse().ok()?,
+        rest[digits..].starts_with('a'),
+    ))
 }
 
 /// The length of the fat binary that begins with these bytes, from its header.
@@ -303,6 +320,16 @@ mod tests {
     fn plain_text_is_an_image_and_anything_else_is_not() {
         let text = b".version 8.0\n.target sm_80\n\0";
         assert_eq!(ptx(text, Arch::SM_90), Ok(".version 8.0\n.target sm_80\n"));
+        let hopper = b".version 8.0\n.target sm_90a, debug\n";
+        assert!(ptx(hopper, Arch::SM_90).is_ok());
+        assert!(matches!(
+            ptx(hopper, Arch::SM_80),
+            Err(ImageError::NoPtx(_))
+        ));
+        assert_eq!(
+            ptx(b".version 8.0", Arch::SM_90),
+            Err(ImageError::Unrecognised)
+        );
         assert_eq!(ptx(b"hello", Arch::SM_90), Err(ImageError::Unrecognised));
         assert_eq!(ptx(b"", Arch::SM_90), Err(ImageError::Unrecognised));
         assert!(matches!(
