@@ -10,6 +10,8 @@ pub mod data;
 pub mod error;
 pub mod loss;
 pub mod metrics;
+pub mod plot;
 pub mod report;
 pub mod run_folder;
+pub mod statistics;
 pub mod train;

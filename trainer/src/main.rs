@@ -40,10 +40,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(&args, &on_interrupt()),
         Command::Compare(args) => compare::run(&args, &on_interrupt()),
         Command::Loss(args) => loss::run(&args),
-        Command::Report(args) => {
-            println!("{}", report::write(&args.run)?.display());
-            Ok(())
-        }
+        Command::Report(args) => report::run(&args),
     }
 }
 

@@ -1,0 +1,73 @@
+//! The page around a report: self-contained, light and dark.
+
+use std::fs;
+use std::path::Path;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use crate::error::{Error, Result};
+use crate::plot::{self, Picture};
+
+const STYLE: &str = include_str!("page.css");
+
+/// A whole HTML page.
+pub fn page(title: &str, body: Markup) -> String {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { (title) " · hardmix" }
+                style { (PreEscaped(plot::STYLE)) (PreEscaped(STYLE)) }
+            }
+            body class="palette" {
+                main { (body) }
+                footer { "hardmix " (env!("CARGO_PKG_VERSION")) }
+            }
+        }
+    }
+    .into_string()
+}
+
+/// Writes beside and renames, so that nobody meets half a page.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be written.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".part");
+    let beside = Path::new(&beside);
+    fs::write(beside, text).map_err(Error::io("write", beside))?;
+    fs::rename(beside, path).map_err(Error::io("write", path))
+}
+
+/// A picture with its title and caption, or the reason why it is missing.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    /// Names the picture's file.
+    pub name: &'static str,
+    /// Its title.
+    pub title: &'static str,
+    /// The picture, or what is missing, as a sentence.
+    pub picture: Result<Picture, String>,
+    /// What it shows and what one should see.
+    pub caption: String,
+}
+
+impl Figure {
+    /// The figure on a page, also where its picture is missing.
+    pub fn show(&self) -> Markup {
+        html! {
+            figure {
+                h3 { (self.title) }
+                @match &self.picture {
+                    Ok(picture) => (picture.inline()),
+                    Err(missing) => p class="missing" { (missing) },
+                }
+                figcaption { (self.caption) }
+            }
+        }
+    }
+}
