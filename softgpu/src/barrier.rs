@@ -185,6 +185,12 @@ impl Mbarrier {
         }
     }
 
+    /// The parity of the current phase.
+    #[must_use]
+    pub const fn is_odd(&self) -> bool {
+        self.odd
+    }
+
     /// `test_wait` and `try_wait` with a parity: whether the phase of that parity is over.
     #[must_use]
     pub const fn is_over(&self, odd: bool) -> bool {

@@ -3,6 +3,7 @@
 pub mod barrier;
 pub mod check;
 pub mod control;
+pub mod conformance;
 pub mod copy;
 pub mod counters;
 mod driver;

@@ -134,6 +134,37 @@ impl Wgmma {
         Ok(())
     }
 
+    /// Calls `f` with the address of every chunk that [`Self::multiply`] reads.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn for_each_address(
+        &self,
+        warp: u32,
+        a: &OperandA,
+        b: Descriptor,
+        mut f: impl FnMut(u32) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let mut matrix = |at: Descriptor, transposed, first: u32, count: u32| {
+            if transposed {
+                let chunks =
+                    (first / 8..(first + count) / 8).flat_map(|c| (0..16).map(move |k| (c, k)));
+                chunks
+                    .map(|(chunk, k)| at.mn_major(chunk, k))
+                    .try_for_each(&mut f)
+            } else {
+                let chunks = (first..first + count).flat_map(|row| [(row, 0), (row, 1)]);
+                chunks
+                    .map(|(row, chunk)| at.k_major(row, chunk))
+                    .try_for_each(&mut f)
+            }
+        };
+        if let OperandA::Shared(a) = a {
+            matrix(*a, self.modifiers.transpose_a, 16 * warp, 16)?;
+        }
+        matrix(b, self.modifiers.transpose_b, 0, self.n)
+    }
+
     /// The 16 rows of A that belong to a warp.
     fn read_a(&self, warp: u32, at: Descriptor, read: &mut ReadChunk) -> Result<Rows, Fault> {
         let mut rows = [[0.0; 32]; 16];

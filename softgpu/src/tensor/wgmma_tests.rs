@@ -176,6 +176,20 @@ fn check(operation: &Wgmma, a: Option<Tile>, b: Tile, keep: bool) {
             registers
         };
         let mut d = fill(&old);
+        let mut announced = Vec::new();
+        operation
+            .for_each_address(
+                warp as u32,
+                &operand,
+                Descriptor::decode(b.descriptor()),
+                |address| {
+                    announced.push(address);
+                    Ok(())
+                },
+            )
+            .unwrap();
+        let mut read = Vec::new();
+        let mut reader = reader(&shared);
         operation
             .multiply(
                 warp as u32,
@@ -183,9 +197,15 @@ fn check(operation: &Wgmma, a: Option<Tile>, b: Tile, keep: bool) {
                 Descriptor::decode(b.descriptor()),
                 keep,
                 &mut d,
-                &mut reader(&shared),
+                &mut |address, out| {
+                    read.push(address);
+                    reader(address, out)
+                },
             )
             .unwrap();
+        read.sort_unstable();
+        announced.sort_unstable();
+        assert_eq!(announced, read);
         let expected = fill(&|row, column| {
             let sum: i32 = (0..k).map(|i| a_value(row, i) * b_value(i, column)).sum();
             sign * sum + if keep { old(row, column) } else { 0 }
