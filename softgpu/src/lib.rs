@@ -2,8 +2,8 @@
 
 pub mod barrier;
 pub mod check;
-pub mod control;
 pub mod conformance;
+pub mod control;
 pub mod copy;
 pub mod counters;
 mod driver;
