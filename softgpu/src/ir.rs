@@ -1,15 +1,18 @@
 //! A loaded module: kernels with their decoded instructions, and the addresses of module data.
 
 use std::collections::HashMap;
+use std::fmt;
 
-use crate::fault::{Fault, Kind};
+use crate::fault::Fault;
+use crate::lower;
 use crate::memory::Memory;
+use crate::registers::{Action, Index, Registers};
 
 /// A module's PTX, decoded for execution, its data placed in device memory.
 #[derive(Debug)]
 pub struct Module {
-    kernels: HashMap<String, Kernel>,
-    globals: HashMap<String, Global>,
+    pub(crate) kernels: HashMap<String, Kernel>,
+    pub(crate) globals: HashMap<String, Global>,
 }
 
 /// A `.global` or `.const` variable of a module.
@@ -47,6 +50,7 @@ pub struct Kernel {
     pub required_threads: Option<[u32; 3]>,
     /// `.reqnctapercluster`: the shape of a cluster.
     pub cluster: Option<[u32; 3]>,
+    pub(crate) code: Code,
 }
 
 impl Kernel {
@@ -60,18 +64,18 @@ impl Kernel {
 }
 
 impl Module {
-    /// Reads PTX, decodes every function, and places module data in device memory.
+    /// Reads PTX, decodes every kernel, and places module data in device memory.
     ///
     /// # Errors
     /// `Parse` or `Unsupported` with the line of the PTX; `OutOfMemory` for the data.
     pub fn load(ptx: &str, memory: &mut Memory) -> Result<Self, Fault> {
-        let _ = (ptx, memory);
-        Err(Fault::new(Kind::Unsupported, "modules"))
+        lower::module(ptx, memory)
     }
 
     /// Frees the module's data.
     pub fn unload(self, memory: &mut Memory) {
         for global in self.globals.values() {
+            // The address comes from `allocate`, so that `free` cannot fail.
             let _ = memory.free(global.address);
         }
     }
@@ -87,4 +91,313 @@ impl Module {
     pub fn global(&self, name: &str) -> Option<Global> {
         self.globals.get(name).copied()
     }
+}
+
+/// A kernel's instructions, device functions inlined, and the registers that they use.
+#[derive(Default)]
+pub(crate) struct Code {
+    pub(crate) instructions: Vec<Instruction>,
+    /// For each instruction, its source: file number and line.
+    pub(crate) lines: Vec<(u32, u32)>,
+    pub(crate) files: HashMap<u32, String>,
+    /// The registers of a warp at its start: zeros and constants.
+    pub(crate) registers: Registers,
+    pub(crate) specials: Vec<(Special, Index)>,
+    /// Parameter values that are loaded before the kernel starts: offset, size, register.
+    pub(crate) parameters: Vec<(u32, Width, Index)>,
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Code({} instructions)", self.instructions.len())
+    }
+}
+
+impl Code {
+    /// The source of an instruction: `file:line`, or the line of the PTX.
+    pub(crate) fn location(&self, at: u32) -> String {
+        match self.lines.get(at as usize) {
+            Some((file, line)) => match self.files.get(file) {
+                Some(name) => format!("{name}:{line}"),
+                None => format!("line {line} of the PTX"),
+            },
+            None => "an unknown line".into(),
+        }
+    }
+}
+
+/// One instruction, decoded.
+pub(crate) struct Instruction {
+    /// Predicate register and negation; `None` runs always.
+    pub(crate) guard: Option<(Index, bool)>,
+    pub(crate) op: Op,
+}
+
+/// What an instruction does.
+pub(crate) enum Op {
+    /// Registers alone.
+    Compute(Action),
+    /// Registers alone, across the lanes named by the member mask.
+    Collective {
+        members: Index,
+        action: Action,
+    },
+    Jump(u32),
+    /// A jump table: `brx.idx`.
+    Switch {
+        index: Index,
+        targets: Vec<u32>,
+    },
+    Exit,
+    Trap(&'static str),
+    Load(Load),
+    Store(Store),
+    Atomic(Atomic),
+    /// `bar` and `barrier`.
+    Barrier(Barrier),
+    /// `bar.warp.sync`.
+    WarpBarrier {
+        members: Index,
+    },
+    /// `barrier.cluster`.
+    ClusterBarrier {
+        arrive: bool,
+        wait: bool,
+    },
+    Fence(Fence),
+    /// A clock read: 64 bits or 32.
+    Clock {
+        d: Index,
+        width: Width,
+    },
+    /// `isspacep`, `mapa`, `getctarank`: what needs to know the block.
+    Locate(Locate),
+    /// `nanosleep` and the like: other warps first.
+    Yield,
+    /// A tensor-core instruction on registers alone: multiply-adds, and what it does.
+    Matrix {
+        operations: u64,
+        action: Action,
+    },
+    /// `ldmatrix`: one register a matrix.
+    LoadMatrix {
+        address: Address,
+        space: Space,
+        transpose: bool,
+        d: Vec<Index>,
+    },
+    /// `stmatrix`.
+    StoreMatrix {
+        address: Address,
+        space: Space,
+        transpose: bool,
+        sources: Vec<Index>,
+    },
+    /// `cp.async`.
+    Copy(AsyncCopy),
+    /// `cp.async.commit_group`.
+    CommitGroup,
+    /// `cp.async.wait_group`; `None` waits for everything.
+    WaitGroup(Option<u32>),
+}
+
+/// The file that a register lies in, and how many of its bytes count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Width {
+    B8,
+    B16,
+    B32,
+    B64,
+}
+
+impl Width {
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Self::B8 => 1,
+            Self::B16 => 2,
+            Self::B32 => 4,
+            Self::B64 => 8,
+        }
+    }
+}
+
+/// A state space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Space {
+    Generic,
+    Global,
+    Const,
+    Shared,
+    Local,
+    Param,
+}
+
+/// An address operand: a register of 32 or 64 bits, and an offset.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address {
+    pub(crate) base: Index,
+    pub(crate) is_wide: bool,
+    pub(crate) offset: i64,
+}
+
+/// How an access orders and may race.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Strength {
+    /// `volatile`, `relaxed` and stronger: may run beside other strong accesses.
+    pub(crate) strong: bool,
+    pub(crate) acquire: bool,
+    pub(crate) release: bool,
+    pub(crate) scope: Scope,
+}
+
+/// How far a fence or atomic reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Block,
+    Device,
+}
+
+/// `ld`: `count` elements into consecutive entries of `d`.
+pub(crate) struct Load {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    /// Size of one element in memory.
+    pub(crate) element: Width,
+    pub(crate) signed: bool,
+    /// Destination registers and the width that each is extended to.
+    pub(crate) d: Vec<(Index, Width)>,
+    pub(crate) strength: Strength,
+}
+
+/// `st`.
+pub(crate) struct Store {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) element: Width,
+    /// Source registers; wide if the register has 64 bits.
+    pub(crate) sources: Vec<(Index, bool)>,
+    pub(crate) strength: Strength,
+}
+
+/// `atom` and `red`.
+pub(crate) struct Atomic {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) width: Width,
+    pub(crate) d: Option<Index>,
+    pub(crate) b: Index,
+    /// The third operand of `cas`.
+    pub(crate) c: Index,
+    /// The new value from the old one and the operands.
+    pub(crate) f: Box<dyn Fn(u64, u64, u64) -> u64 + Send + Sync>,
+    pub(crate) strength: Strength,
+}
+
+/// `cp.async`: global to shared.
+pub(crate) struct AsyncCopy {
+    pub(crate) to: Address,
+    pub(crate) from: Address,
+    pub(crate) bytes: u32,
+    /// How many bytes are read; the rest is zeros.
+    pub(crate) source_bytes: Option<Index>,
+    /// A predicate (and its negation) that makes the copy write zeros only.
+    pub(crate) ignore: Option<(Index, bool)>,
+}
+
+/// `bar` and `barrier`.
+pub(crate) struct Barrier {
+    pub(crate) id: Index,
+    /// Number of threads; `None`: all of the block.
+    pub(crate) count: Option<Index>,
+    pub(crate) aligned: bool,
+    pub(crate) kind: BarrierKind,
+}
+
+/// What a barrier does beyond counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BarrierKind {
+    Sync,
+    Arrive,
+    /// `bar.red`: the votes' register and negation, and where the result goes.
+    And {
+        p: Index,
+        negated: bool,
+        d: Index,
+    },
+    Or {
+        p: Index,
+        negated: bool,
+        d: Index,
+    },
+    Count {
+        p: Index,
+        negated: bool,
+        d: Index,
+    },
+}
+
+/// `fence`, `membar`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fence {
+    Memory(Scope),
+    /// `fence.proxy.async`.
+    Proxy,
+    /// Fences that order nothing the interpreter reorders.
+    None,
+}
+
+/// Instructions about where an address lies.
+pub(crate) enum Locate {
+    /// `isspacep`: predicate, address, state space; whether windows of other blocks count.
+    InSpace {
+        p: Index,
+        a: Index,
+        space: Space,
+        cluster: bool,
+    },
+    /// `mapa`.
+    Map {
+        d: Index,
+        a: Index,
+        rank: Index,
+        is_wide: bool,
+        is_generic: bool,
+    },
+    /// `getctarank`.
+    Rank { d: Index, a: Index, is_wide: bool },
+}
+
+/// Registers that hold a thread's or block's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Special {
+    Thread(usize),
+    BlockSize(usize),
+    Block(usize),
+    Grid(usize),
+    Lane,
+    Warp,
+    Warps,
+    LaneMask(Ordering),
+    Multiprocessor,
+    Multiprocessors,
+    DynamicShared,
+    TotalShared,
+    ClusterId(usize),
+    Clusters(usize),
+    BlockInCluster(usize),
+    BlocksInCluster(usize),
+    ClusterRank,
+    ClusterBlocks,
+    Environment(u32),
+    GridId,
+}
+
+/// The relation of a lane mask register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Ordering {
+    Eq,
+    Lt,
+    Le,
+    Gt,
+    Ge,
 }

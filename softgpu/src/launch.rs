@@ -1,10 +1,14 @@
 //! A launch: its configuration, its options, and the loop over blocks.
 
-use crate::check::Checks;
+use crate::block::Block;
+use crate::check::{Check, Checks};
+use crate::copy::Engine;
 use crate::counters::Counters;
+use crate::execute::{Flags, Machine, Outcome};
 use crate::fault::{Fault, Kind};
-use crate::ir::Module;
+use crate::ir::{Kernel, Module, Ordering, Special, Width};
 use crate::memory::{Memory, Order};
+use crate::warp::Warp;
 
 /// In which order blocks, and the warps of a block, run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,14 +92,429 @@ pub struct Launch<'a> {
     pub order: &'a Order,
 }
 
+/// Instructions that a warp executes before another has its turn.
+const TURN: u32 = 4096;
+
+/// Turns in a row in which every thread only waits, after which none will ever go on.
+const IDLE_TURNS: u32 = 100_000;
+
+/// Blocks of a cooperative launch or cluster that may be resident together.
+const MOST_RESIDENT: u64 = 132 * 32;
+
 /// Runs one launch to its end.
 ///
 /// # Errors
 /// The first fault that a check finds. Device memory keeps what was written before it.
 pub fn run(launch: &Launch, memory: &mut Memory, options: &Options) -> Result<Counters, Fault> {
-    let _ = (memory, options);
-    Err(Fault::new(
-        Kind::Unsupported,
-        format!("launch of {}", launch.kernel),
-    ))
+    let kernel = launch.module.kernel(launch.kernel).ok_or_else(|| {
+        Fault::new(
+            Kind::InvalidValue,
+            format!("the module has no kernel {}", launch.kernel),
+        )
+    })?;
+    let cluster = kernel.cluster.unwrap_or(launch.cluster);
+    validate(launch, kernel, cluster)?;
+    let floor = memory.begin(launch.order, &format!("kernel {}", kernel.name));
+    let workspace = if launch.cooperative {
+        Some(grid_workspace(memory)?)
+    } else {
+        None
+    };
+    let mut runner = Runner::new(launch, kernel, memory, options, cluster, floor, workspace);
+    let result = runner.run();
+    let counters = runner.machine.counters;
+    memory.advance();
+    if let Some(workspace) = workspace {
+        memory.free(workspace)?;
+    }
+    result.map(|()| counters)
+}
+
+/// Refuses what the interpreter itself cannot run; the device's limits are the driver's.
+fn validate(launch: &Launch, kernel: &Kernel, cluster: [u32; 3]) -> Result<(), Fault> {
+    let fail = |what: String| Err(Fault::new(Kind::LaunchLimit, what));
+    let count = |shape: [u32; 3]| shape.iter().map(|n| u64::from(*n)).product::<u64>();
+    let threads = count(launch.block);
+    if !(1..=1024).contains(&threads) {
+        return fail(format!(
+            "{threads} threads in a block; 1 to 1024 are possible"
+        ));
+    }
+    let blocks = count(launch.grid);
+    if !(1..=u64::from(u32::MAX)).contains(&blocks) || blocks > 1 << 31 {
+        return fail(format!("{blocks} blocks"));
+    }
+    let divides = launch
+        .grid
+        .iter()
+        .zip(cluster)
+        .all(|(blocks, n)| n > 0 && blocks % n == 0);
+    if !divides || count(cluster) > 16 {
+        return fail(format!(
+            "clusters of {cluster:?} in a grid of {:?}",
+            launch.grid
+        ));
+    }
+    let shared = u64::from(kernel.static_shared) + u64::from(launch.dynamic_shared);
+    if shared >= 1 << 24 {
+        return fail(format!("{shared} bytes of shared memory"));
+    }
+    if launch.cooperative && blocks > MOST_RESIDENT {
+        return fail(format!("{blocks} blocks cannot be resident together"));
+    }
+    if (launch.parameters.len() as u64) < u64::from(kernel.parameter_bytes()) {
+        let what = format!(
+            "{} bytes of parameters, {} expected",
+            launch.parameters.len(),
+            kernel.parameter_bytes()
+        );
+        return Err(Fault::new(Kind::InvalidValue, what));
+    }
+    Ok(())
+}
+
+/// The words that cooperative groups' grid barrier counts in.
+fn grid_workspace(memory: &mut Memory) -> Result<u64, Fault> {
+    let address = memory.allocate(64)?;
+    let allocation = memory
+        .find(address)
+        .and_then(|at| memory.allocations[at].as_mut());
+    if let Some(allocation) = allocation {
+        allocation.extent.written.mark(0, 64);
+    }
+    Ok(address)
+}
+
+/// A machine and the warps that it runs.
+struct Runner<'a> {
+    machine: Machine<'a>,
+    /// The warps of every resident block, block after block.
+    warps: Vec<Warp>,
+    blocks: u32,
+    cluster: [u32; 3],
+    threads: u32,
+    options: &'a Options,
+    random: u64,
+    /// For each warp whether it has finished.
+    done: Vec<bool>,
+}
+
+impl<'a> Runner<'a> {
+    fn new(
+        launch: &'a Launch,
+        kernel: &'a Kernel,
+        memory: &'a mut Memory,
+        options: &'a Options,
+        cluster: [u32; 3],
+        floor: u32,
+        workspace: Option<u64>,
+    ) -> Self {
+        let blocks = launch.grid.iter().product::<u32>();
+        let threads = launch.block.iter().product::<u32>();
+        let in_cluster = cluster.iter().product::<u32>();
+        let resident = if launch.cooperative {
+            blocks
+        } else {
+            in_cluster
+        };
+        let shared = crate::lower::SHARED_START + kernel.static_shared + launch.dynamic_shared;
+        let checked = options.checks.has(Check::AsyncCopies);
+        let seed = options.schedule.seed;
+        let engine = || Engine::new(options.schedule.copies, seed, checked);
+        let started = memory.now;
+        let machine = Machine {
+            memory,
+            kernel,
+            parameters: launch.parameters,
+            order: launch.order,
+            flags: Flags::new(options.checks),
+            counters: Counters::default(),
+            blocks: (0..resident).map(|_| Block::new(shared)).collect(),
+            engines: (0..resident).map(|_| engine()).collect(),
+            locations: Default::default(),
+            clusters: (0..resident).map(|_| Default::default()).collect(),
+            floor,
+            started,
+            grid: launch.grid,
+            block_shape: launch.block,
+            warps: threads.div_ceil(32),
+            blocks_in_cluster: in_cluster,
+            sequence: Vec::new(),
+            last_allocation: 0,
+            progress: 0,
+            deferred: None,
+            stuck: false,
+        };
+        let mut runner = Self {
+            machine,
+            warps: Vec::new(),
+            blocks,
+            cluster,
+            threads,
+            options,
+            random: seed ^ 0x9e37_79b9_7f4a_7c15,
+            done: Vec::new(),
+        };
+        runner.arrange(launch);
+        runner.prepare(launch, workspace);
+        runner
+    }
+
+    /// A number drawn from the seed.
+    fn draw(&mut self, below: u32) -> u32 {
+        // xorshift64*: any generator will do that a seed determines.
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        let high = self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+        ((high * u64::from(below)) >> 32) as u32
+    }
+
+    /// The order of the blocks, cluster by cluster.
+    fn arrange(&mut self, launch: &Launch) {
+        let shape: [u32; 3] = std::array::from_fn(|axis| launch.grid[axis] / self.cluster[axis]);
+        let clusters: u32 = shape.iter().product();
+        let mut order: Vec<u32> = (0..clusters).collect();
+        match self.options.schedule.blocks {
+            Blocks::InOrder => {}
+            Blocks::Reversed => order.reverse(),
+            Blocks::Random => {
+                for last in (1..order.len()).rev() {
+                    let other = self.draw(last as u32 + 1) as usize;
+                    order.swap(last, other);
+                }
+            }
+        }
+        let inside: u32 = self.cluster.iter().product();
+        for number in order {
+            let corner = Machine::unravel(number, shape);
+            for rank in 0..inside {
+                let offset = Machine::unravel(rank, self.cluster);
+                let at: [u32; 3] =
+                    std::array::from_fn(|axis| corner[axis] * self.cluster[axis] + offset[axis]);
+                let [width, height, _] = launch.grid;
+                self.machine
+                    .sequence
+                    .push((at[2] * height + at[1]) * width + at[0]);
+            }
+        }
+    }
+
+    /// Makes the warps, with what their registers hold in every block.
+    fn prepare(&mut self, launch: &Launch, workspace: Option<u64>) {
+        let kernel = self.machine.kernel;
+        let mut registers = kernel.code.registers.clone();
+        for (offset, width, index) in &kernel.code.parameters {
+            let at = *offset as usize;
+            let mut value = [0; 8];
+            if let Some(bytes) = launch.parameters.get(at..at + width.bytes()) {
+                value[..bytes.len()].copy_from_slice(bytes);
+            }
+            let value = u64::from_le_bytes(value);
+            match width {
+                Width::B64 => registers.wide[*index as usize] = [value; 32],
+                _ => registers.narrow[*index as usize] = [value as u32; 32],
+            }
+        }
+        for _ in 0..self.machine.blocks.len() {
+            for index in 0..self.machine.warps {
+                let mut warp = Warp::new(registers.clone(), kernel.local, index);
+                for (special, register) in &kernel.code.specials {
+                    self.set_fixed(&mut warp, *special, *register, launch, workspace);
+                }
+                self.warps.push(warp);
+            }
+        }
+        self.done = vec![true; self.warps.len()];
+    }
+
+    /// Special registers that are the same in every block.
+    fn set_fixed(
+        &self,
+        warp: &mut Warp,
+        special: Special,
+        register: u32,
+        launch: &Launch,
+        workspace: Option<u64>,
+    ) {
+        let first = warp.index * 32;
+        let lane_mask = |ordering: Ordering, lane: u32| {
+            let own = 1_u32 << lane;
+            match ordering {
+                Ordering::Eq => own,
+                Ordering::Lt => own - 1,
+                Ordering::Le => own | (own - 1),
+                Ordering::Gt => !(own | (own - 1)),
+                Ordering::Ge => !(own - 1),
+            }
+        };
+        let workspace = workspace.unwrap_or(0);
+        let row: [u32; 32] = std::array::from_fn(|lane| {
+            let lane = lane as u32;
+            match special {
+                Special::Thread(axis) => Machine::unravel(first + lane, launch.block)[axis],
+                Special::BlockSize(axis) => launch.block[axis],
+                Special::Grid(axis) => launch.grid[axis],
+                Special::Lane => lane,
+                Special::Warp => warp.index,
+                Special::Warps => self.machine.warps,
+                Special::LaneMask(ordering) => lane_mask(ordering, lane),
+                Special::Multiprocessors => 132,
+                Special::DynamicShared => launch.dynamic_shared,
+                Special::TotalShared => self.machine.kernel.static_shared + launch.dynamic_shared,
+                Special::Clusters(axis) => launch.grid[axis] / self.cluster[axis],
+                Special::BlocksInCluster(axis) => self.cluster[axis],
+                Special::ClusterBlocks => self.machine.blocks_in_cluster,
+                Special::Environment(1) => (workspace >> 32) as u32,
+                Special::Environment(2) => workspace as u32,
+                _ => 0,
+            }
+        });
+        match special {
+            Special::GridId => warp.registers.wide[register as usize] = [1; 32],
+            _ => warp.registers.narrow[register as usize] = row,
+        }
+    }
+
+    fn run(&mut self) -> Result<(), Fault> {
+        let resident = self.machine.blocks.len() as u32;
+        for first in (0..self.blocks).step_by(resident as usize) {
+            for slot in 0..resident {
+                self.place(slot, first + slot);
+            }
+            let result = self.finish_resident();
+            let deferred = self.machine.deferred.take();
+            match (result, deferred) {
+                // A race explains an unwritten byte; anything else may follow from one.
+                (Err(fault), _) if matches!(fault.kind, Kind::SharedRace | Kind::GlobalRace) => {
+                    return Err(fault);
+                }
+                (_, Some(deferred)) => return Err(deferred),
+                (result, None) => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the block that is number `sequence` into a slot.
+    fn place(&mut self, slot: u32, sequence: u32) {
+        let inside = self.machine.blocks_in_cluster;
+        let linear = self.machine.sequence[sequence as usize];
+        let index = Machine::unravel(linear, self.machine.grid);
+        let rank = slot % inside;
+        let now = self.machine.memory.now;
+        let block = &mut self.machine.blocks[slot as usize];
+        block.rank = rank;
+        block.cluster = (slot - rank) as usize;
+        block.start(index, sequence, self.threads, now);
+        if rank == 0 {
+            self.machine.clusters[slot as usize] = Default::default();
+        }
+        let kernel = self.machine.kernel;
+        let warps = self.machine.warps;
+        for number in 0..warps {
+            let at = (slot * warps + number) as usize;
+            let warp = &mut self.warps[at];
+            let lanes = self.threads - number * 32;
+            warp.start(slot as usize, sequence * (warps + 1) + number, lanes, now);
+            self.done[at] = false;
+            for (special, register) in &kernel.code.specials {
+                let value = match special {
+                    Special::Block(axis) => index[*axis],
+                    Special::ClusterId(axis) => index[*axis] / self.cluster[*axis],
+                    Special::BlockInCluster(axis) => index[*axis] % self.cluster[*axis],
+                    Special::ClusterRank => rank,
+                    Special::Multiprocessor => sequence % 132,
+                    _ => continue,
+                };
+                warp.registers.narrow[*register as usize] = [value; 32];
+            }
+        }
+        self.machine.memory.advance();
+    }
+
+    /// Runs the resident blocks to their end.
+    fn finish_resident(&mut self) -> Result<(), Fault> {
+        let count = self.warps.len();
+        let mut left = count;
+        let mut idle = 0;
+        let mut order: Vec<usize> = (0..count).collect();
+        if self.options.schedule.blocks == Blocks::Reversed {
+            order.reverse();
+        }
+        while left > 0 {
+            let before = self.machine.progress;
+            let mut ran = false;
+            for next in &order {
+                let (at, budget) = match self.options.schedule.blocks {
+                    Blocks::Random => (self.draw(count as u32) as usize, 1 + self.draw(64)),
+                    _ => (*next, TURN),
+                };
+                if self.done[at] {
+                    continue;
+                }
+                let outcome = self.machine.run(&mut self.warps[at], budget)?;
+                ran |= outcome != Outcome::Blocked;
+                if outcome == Outcome::Finished {
+                    self.done[at] = true;
+                    left -= 1;
+                }
+            }
+            self.check_steps()?;
+            if ran && self.machine.progress != before {
+                idle = 0;
+                self.machine.stuck = false;
+                continue;
+            }
+            idle += 1;
+            if left > 0 && !self.unblock(idle)? {
+                let waiting = self
+                    .warps
+                    .iter()
+                    .zip(&self.done)
+                    .filter(|(_, done)| !**done);
+                return Err(self.machine.deadlock(waiting.map(|(warp, _)| warp)));
+            }
+        }
+        self.machine.finish_copies()
+    }
+
+    fn check_steps(&self) -> Result<(), Fault> {
+        let steps = self.machine.counters.instructions;
+        if steps <= self.options.step_limit || !self.options.checks.has(Check::Steps) {
+            return Ok(());
+        }
+        let busy = self.warps.iter().zip(&self.done).find(|(_, done)| !**done);
+        let fault = Fault::new(
+            Kind::StepLimit,
+            format!("{steps} instructions, and no end: most likely a loop that never ends"),
+        );
+        Err(
+            match busy.and_then(|(warp, _)| Some((warp, warp.groups.first()?))) {
+                Some((warp, group)) => {
+                    let lane = group.mask.trailing_zeros();
+                    fault.at(self.machine.site(warp, lane, group.pc, "is still running"))
+                }
+                None => fault,
+            },
+        )
+    }
+
+    /// Nothing moved: whether anything still can.
+    fn unblock(&mut self, idle: u32) -> Result<bool, Fault> {
+        if self.machine.land_copies()? {
+            return Ok(true);
+        }
+        let runnable = |(warp, done): (&Warp, &bool)| !*done && warp.is_ready();
+        let any = self.warps.iter().zip(&self.done).any(runnable);
+        let random = self.options.schedule.blocks == Blocks::Random;
+        // Now warps whose lanes wait for each other may say so, or go ahead unchecked.
+        self.machine.stuck = true;
+        // A random turn may have missed the warps that can go on.
+        Ok(if any {
+            idle < IDLE_TURNS
+        } else {
+            idle < if random { 1000 } else { 3 }
+        })
+    }
 }

@@ -1,0 +1,318 @@
+//! Small kernels, by hand.
+
+use crate::check::{Check, Checks};
+use crate::fault::{Fault, Kind};
+use crate::ir::Module;
+use crate::launch::{Blocks, Copies, Launch, Options, Schedule, run};
+use crate::memory::{Memory, Order};
+
+/// A kernel with parameters `out` and `input` (both pointers), and its body.
+fn kernel(declarations: &str, body: &str) -> String {
+    format!(
+        ".version 9.0\n.target sm_80\n.address_size 64\n{declarations}\n\
+         .visible .entry k(.param .u64 out, .param .u64 input)\n{{\n\
+         .reg .pred %p<10>; .reg .b16 %h<10>; .reg .b32 %r<40>; .reg .f32 %f<20>;\n\
+         .reg .b64 %rd<20>; .reg .f64 %fd<10>;\n\
+         ld.param.u64 %rd1, [out]; ld.param.u64 %rd2, [input];\n\
+         cvta.to.global.u64 %rd1, %rd1; cvta.to.global.u64 %rd2, %rd2;\n\
+         mov.u32 %r1, %tid.x; mov.u32 %r2, %ctaid.x; mov.u32 %r3, %ntid.x;\n\
+         mad.lo.s32 %r4, %r2, %r3, %r1;\n\
+         mul.wide.u32 %rd3, %r4, 4; add.s64 %rd4, %rd1, %rd3; add.s64 %rd5, %rd2, %rd3;\n\
+         {body}\nret;\n}}\n"
+    )
+}
+
+struct Run {
+    ptx: String,
+    grid: u32,
+    block: u32,
+    input: Vec<u32>,
+    out: usize,
+    options: Options,
+    cooperative: bool,
+}
+
+impl Run {
+    fn new(declarations: &str, body: &str) -> Self {
+        Self {
+            ptx: kernel(declarations, body),
+            grid: 1,
+            block: 32,
+            input: (0..4096).collect(),
+            out: 4096,
+            options: Options::default(),
+            cooperative: false,
+        }
+    }
+
+    fn shape(mut self, grid: u32, block: u32) -> Self {
+        (self.grid, self.block) = (grid, block);
+        self
+    }
+
+    fn without(mut self, check: Check) -> Self {
+        self.options.checks = self.options.checks.with(check, false);
+        self
+    }
+
+    fn result(&self) -> Result<Vec<u32>, Fault> {
+        let mut memory = Memory::new(1 << 30);
+        let order = |time| Order {
+            stream: 0,
+            clock: vec![time],
+        };
+        let module = Module::load(&self.ptx, &mut memory)?;
+        let out = memory.allocate(4 * self.out as u64)?;
+        let input = memory.allocate(4 * self.input.len() as u64)?;
+        let bytes: Vec<u8> = self.input.iter().flat_map(|x| x.to_le_bytes()).collect();
+        memory.write(input, &bytes, &order(1))?;
+        memory.fill(out, &[0; 4], self.out as u64, &order(2))?;
+        let parameters: Vec<u8> = [out, input].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let launch = Launch {
+            module: &module,
+            kernel: "k",
+            grid: [self.grid, 1, 1],
+            block: [self.block, 1, 1],
+            cluster: [1, 1, 1],
+            dynamic_shared: 1024,
+            dynamic_shared_limit: 1024,
+            parameters: &parameters,
+            cooperative: self.cooperative,
+            order: &order(3),
+        };
+        run(&launch, &mut memory, &self.options)?;
+        let mut bytes = vec![0; 4 * self.out];
+        memory.read(out, &mut bytes, &order(4))?;
+        Ok(bytes
+            .chunks(4)
+            .map(|b| u32::from_le_bytes(b.try_into().unwrap()))
+            .collect())
+    }
+
+    /// The result, equal under every schedule.
+    fn output(mut self) -> Vec<u32> {
+        let mut all = Vec::new();
+        for blocks in [Blocks::InOrder, Blocks::Reversed, Blocks::Random] {
+            for copies in [Copies::Early, Copies::Late, Copies::Random] {
+                for checks in [Checks::all(), Checks::unchecked()] {
+                    self.options.schedule = Schedule {
+                        blocks,
+                        copies,
+                        seed: 7,
+                    };
+                    self.options.checks = checks;
+                    all.push(self.result().unwrap_or_else(|fault| panic!("{fault}")));
+                }
+            }
+        }
+        assert!(all.windows(2).all(|pair| pair[0] == pair[1]));
+        all.remove(0)
+    }
+
+    /// The fault that is found with `check`, and not without it.
+    fn found_by(self, check: Check, kind: Kind) -> Fault {
+        let fault = self.result().expect_err("the defect is found");
+        assert_eq!(fault.kind, kind, "{fault}");
+        let other = self.without(check).result();
+        assert!(other.as_ref().is_ok_and(|_| true) || other.unwrap_err().kind != kind);
+        fault
+    }
+}
+
+const STORE: &str = "st.global.u32 [%rd4], %r10;";
+
+#[test]
+fn threads_know_where_they_are() {
+    let body = format!("mad.lo.s32 %r10, %r2, 1000, %r1; {STORE}");
+    let out = Run::new("", &body).shape(3, 40).output();
+    assert_eq!((out[0], out[39], out[40], out[119]), (0, 39, 1000, 2039));
+}
+
+#[test]
+fn lanes_part_and_meet() {
+    // Collatz lengths: every lane loops another number of times.
+    let body = "add.s32 %r5, %r4, 1; mov.u32 %r10, 0;
+        loop: setp.eq.s32 %p1, %r5, 1; @%p1 bra done;
+        and.b32 %r6, %r5, 1; setp.ne.s32 %p2, %r6, 0;
+        @%p2 bra odd; shr.u32 %r5, %r5, 1; bra next;
+        odd: mad.lo.s32 %r5, %r5, 3, 1;
+        next: add.s32 %r10, %r10, 1; bra loop;
+        done: bar.warp.sync -1; st.global.u32 [%rd4], %r10;";
+    let out = Run::new("", body).output();
+    assert_eq!(out[..8], [0, 1, 7, 2, 5, 8, 16, 3]);
+    assert_eq!(out[26], 111);
+}
+
+#[test]
+fn a_block_reverses_through_shared_memory() {
+    let body = "shl.b32 %r5, %r1, 2; mov.u32 %r6, s; add.s32 %r7, %r6, %r5;
+        ld.global.u32 %r8, [%rd5]; st.shared.u32 [%r7], %r8; bar.sync 0;
+        sub.s32 %r9, 252, %r5; add.s32 %r9, %r9, %r6; ld.shared.u32 %r10, [%r9];
+        st.global.u32 [%rd4], %r10;";
+    let declarations = ".shared .align 4 .b8 s[256];";
+    let out = Run::new(declarations, body).shape(2, 64).output();
+    assert_eq!((out[0], out[63], out[64]), (63, 0, 127));
+    let racy = body.replace("bar.sync 0;", "");
+    let run = Run::new(declarations, &racy).shape(2, 64);
+    let fault = run.found_by(Check::SharedRaces, Kind::SharedRace);
+    assert_eq!(fault.sites.len(), 2, "{fault}");
+}
+
+#[test]
+fn lanes_of_a_warp_race_without_syncwarp() {
+    let body = |sync: &str| {
+        format!(
+            "shl.b32 %r5, %r1, 2; mov.u32 %r6, s; add.s32 %r7, %r6, %r5; st.shared.u32 [%r7], %r1;
+             {sync} xor.b32 %r8, %r5, 4; add.s32 %r8, %r8, %r6; ld.shared.u32 %r10, [%r8]; {STORE}"
+        )
+    };
+    let declarations = ".shared .align 4 .b8 s[128];";
+    let out = Run::new(declarations, &body("bar.warp.sync -1;")).output();
+    assert_eq!(out[..4], [1, 0, 3, 2]);
+    // A shuffle lets nobody see anything.
+    let shuffle = "shfl.sync.idx.b32 %r9, %r1, 0, 31, -1;";
+    Run::new(declarations, &body(shuffle)).found_by(Check::SharedRaces, Kind::SharedRace);
+    Run::new(declarations, &body("")).found_by(Check::SharedRaces, Kind::SharedRace);
+}
+
+#[test]
+fn reads_out_of_bounds_and_unwritten() {
+    let body = "ld.global.u32 %r10, [%rd5+16384]; st.global.u32 [%rd4], %r10;";
+    let fault = Run::new("", body).found_by(Check::Bounds, Kind::OutOfBounds);
+    assert!(
+        fault
+            .to_string()
+            .contains("block (0, 0, 0), thread (0, 0, 0) reads 4 bytes")
+    );
+    let body = "ld.shared.u32 %r10, [s]; st.global.u32 [%rd4], %r10;";
+    Run::new(".shared .align 4 .b8 s[256];", body)
+        .found_by(Check::Uninitialised, Kind::Uninitialised);
+    let body = "ld.global.u32 %r10, [%rd5+2]; st.global.u32 [%rd4], %r10;";
+    Run::new("", body).found_by(Check::Alignment, Kind::Misaligned);
+}
+
+/// The last block to finish sums what the others wrote.
+fn last_block(release: &str, acquire: &str) -> String {
+    format!(
+        "setp.ne.u32 %p1, %r1, 0; @%p1 bra wait;
+         mul.wide.u32 %rd6, %r2, 4; add.s64 %rd7, %rd1, %rd6; add.s32 %r5, %r2, 10;
+         st.global.u32 [%rd7+64], %r5; {release}
+         mov.u64 %rd8, counter; atom.global.add.u32 %r6, [%rd8], 1; {acquire}
+         setp.eq.u32 %p2, %r6, 3; selp.u32 %r7, 1, 0, %p2; st.shared.u32 [s], %r7;
+         wait: bar.sync 0; ld.shared.u32 %r8, [s]; setp.eq.u32 %p3, %r8, 0; @%p3 ret;
+         ld.global.v4.u32 {{%r11, %r12, %r13, %r14}}, [%rd1+64];
+         add.s32 %r10, %r11, %r12; add.s32 %r10, %r10, %r13; add.s32 %r10, %r10, %r14;
+         mul.wide.u32 %rd9, %r1, 4; add.s64 %rd4, %rd1, %rd9; @!%p1 st.global.u32 [%rd4], %r10;
+         @!%p1 st.global.u32 [%rd8], 0;"
+    )
+}
+
+#[test]
+fn blocks_order_their_writes_by_fence_and_atomic() {
+    let declarations = ".global .u32 counter = 0; .shared .u32 s;";
+    let good = last_block("membar.gl;", "membar.gl;");
+    assert_eq!(Run::new(declarations, &good).shape(4, 64).output()[0], 46);
+    for (release, acquire) in [
+        ("", "membar.gl;"),
+        ("membar.cta;", "membar.gl;"),
+        ("membar.gl;", ""),
+    ] {
+        let run = Run::new(declarations, &last_block(release, acquire)).shape(4, 64);
+        run.found_by(Check::GlobalRaces, Kind::GlobalRace);
+    }
+}
+
+#[test]
+fn divergent_barriers_are_found() {
+    let body = "setp.lt.u32 %p1, %r1, 16; @%p1 bar.sync 0; bar.sync 0;";
+    let _ = body;
+    let body = "setp.lt.u32 %p1, %r1, 16; @!%p1 bra other; bar.sync 0; bra done;
+        other: bar.sync 0; done:";
+    Run::new("", body)
+        .shape(1, 64)
+        .found_by(Check::Barriers, Kind::DivergentBarrier);
+    // A barrier that waits for a warp that never comes.
+    let body = "setp.lt.u32 %p1, %r1, 32; @%p1 bar.sync 1, 64; bar.sync 0;";
+    let fault = Run::new("", body).shape(1, 64).result().unwrap_err();
+    assert_eq!(fault.kind, Kind::DivergentBarrier);
+    // Threads that have exited are not waited for.
+    let body = "setp.ge.u32 %p1, %r1, 40; @%p1 ret; bar.sync 0; mov.u32 %r10, 1;
+        st.global.u32 [%rd4], %r10;";
+    assert_eq!(Run::new("", body).shape(1, 64).output()[39], 1);
+}
+
+#[test]
+fn named_barriers_order_producers_and_consumers() {
+    let body = |arrive: &str, sync: &str| {
+        format!(
+            "shl.b32 %r5, %r1, 2; and.b32 %r5, %r5, 127; mov.u32 %r6, s; add.s32 %r7, %r6, %r5;
+             setp.ge.u32 %p1, %r1, 32; @%p1 bra consumer;
+             st.shared.u32 [%r7], %r1; {arrive} ret;
+             consumer: {sync} xor.b32 %r8, %r5, 4; add.s32 %r8, %r8, %r6;
+             ld.shared.u32 %r10, [%r8]; {STORE}"
+        )
+    };
+    let declarations = ".shared .align 4 .b8 s[128];";
+    let good = body("bar.arrive 1, 64;", "bar.sync 1, 64;");
+    assert_eq!(
+        Run::new(declarations, &good).shape(1, 64).output()[32..34],
+        [1, 0]
+    );
+    let bad = body("", "bar.warp.sync -1;");
+    Run::new(declarations, &bad)
+        .shape(1, 64)
+        .found_by(Check::SharedRaces, Kind::SharedRace);
+}
+
+#[test]
+fn a_hang_is_an_error() {
+    let mut run = Run::new("", "again: bra again;");
+    run.options.step_limit = 100_000;
+    assert_eq!(run.result().unwrap_err().kind, Kind::StepLimit);
+}
+
+#[test]
+fn asynchronous_copies() {
+    let body = |wait: &str| {
+        format!(
+            "shl.b32 %r5, %r1, 2; mov.u32 %r6, s; add.s32 %r7, %r6, %r5;
+             cp.async.ca.shared.global [%r7], [%rd5], 4; cp.async.commit_group; {wait}
+             bar.sync 0; xor.b32 %r8, %r5, 124; add.s32 %r8, %r8, %r6;
+             ld.shared.u32 %r10, [%r8]; {STORE}"
+        )
+    };
+    let declarations = ".shared .align 4 .b8 s[128];";
+    let out = Run::new(declarations, &body("cp.async.wait_group 0;")).output();
+    assert_eq!(out[..2], [31, 30]);
+    Run::new(declarations, &body("")).found_by(Check::AsyncCopies, Kind::AsyncCopy);
+}
+
+#[test]
+fn device_functions_are_inlined() {
+    let declarations = ".func (.param .b32 result) twice(.param .b32 x, .param .b32 y)\n{\n\
+        .reg .b32 %r<4>;\nld.param.u32 %r1, [x]; ld.param.u32 %r2, [y];\n\
+        mad.lo.s32 %r3, %r1, 2, %r2; st.param.b32 [result], %r3; ret;\n}\n";
+    let body = "{ .param .b32 a; st.param.b32 [a], %r4; .param .b32 b; st.param.b32 [b], 5;
+        .param .b32 c; call.uni (c), twice, (a, b); ld.param.b32 %r10, [c]; } st.global.u32 [%rd4], %r10;";
+    assert_eq!(Run::new(declarations, body).output()[..3], [5, 7, 9]);
+}
+
+#[test]
+fn hostile_ptx_is_an_error() {
+    for body in [
+        "frobnicate.u32 %r1, %r2;",
+        "add.u32 %r1, %r2;",
+        "add.u32 %r1, %rd2, %r3;",
+        "bra nowhere;",
+        "ld.global.u32 %r1, [%p1];",
+        "add.wonderful.u32 %r1, %r2, %r3;",
+        "mov.u32 %r1, unknown;",
+    ] {
+        let fault = Run::new("", body).result().unwrap_err();
+        assert!(
+            matches!(fault.kind, Kind::Parse | Kind::Unsupported),
+            "{body}: {fault}"
+        );
+        assert!(fault.to_string().contains("PTX line 14"), "{body}: {fault}");
+    }
+}

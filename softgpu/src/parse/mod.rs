@@ -1,0 +1,650 @@
+//! PTX text as a tree: variables, functions, statements. Names are not resolved here.
+
+mod token;
+
+use std::collections::HashMap;
+
+use crate::fault::Fault;
+use token::{Token, TokenKind, malformed, tokens};
+
+/// A whole PTX file.
+#[derive(Debug, Default)]
+pub(crate) struct Text {
+    pub(crate) variables: Vec<Variable>,
+    pub(crate) functions: Vec<Function>,
+    /// `.file`: the names by number.
+    pub(crate) files: HashMap<u32, String>,
+}
+
+/// A declared variable, of any state space.
+#[derive(Clone, Debug)]
+pub(crate) struct Variable {
+    /// `global`, `const`, `shared`, `local` or `param`.
+    pub(crate) space: String,
+    pub(crate) name: String,
+    pub(crate) align: u64,
+    /// Size of one element, bytes.
+    pub(crate) element: u64,
+    /// Size of the whole, bytes; 0 for `[]`.
+    pub(crate) size: u64,
+    pub(crate) initial: Vec<Operand>,
+    pub(crate) is_extern: bool,
+    pub(crate) line: u32,
+}
+
+/// A kernel or device function.
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub(crate) name: String,
+    pub(crate) is_entry: bool,
+    pub(crate) returns: Vec<Variable>,
+    pub(crate) parameters: Vec<Variable>,
+    /// `.maxntid`, `.reqntid`, `.reqnctapercluster`, … with their numbers.
+    pub(crate) limits: HashMap<String, Vec<u32>>,
+    /// `None` for a declaration.
+    pub(crate) body: Option<Vec<Statement>>,
+}
+
+/// One statement of a body, flat: braces are statements of their own.
+#[derive(Debug)]
+pub(crate) enum Statement {
+    Open,
+    Close,
+    Label(String),
+    /// `.reg .b32 %r<4>`: class, name, and the count for a numbered family.
+    Register {
+        class: String,
+        name: String,
+        count: Option<u32>,
+    },
+    Variable(Variable),
+    /// `.branchtargets` of the label before it.
+    Targets(Vec<String>),
+    /// `.loc`: file number and line.
+    Location(u32, u32),
+    Instruction(Instruction),
+}
+
+/// One instruction.
+#[derive(Debug)]
+pub(crate) struct Instruction {
+    /// The guard predicate, and whether it is negated.
+    pub(crate) guard: Option<(String, bool)>,
+    /// The opcode with all its modifiers.
+    pub(crate) opcode: String,
+    pub(crate) operands: Vec<Operand>,
+    pub(crate) line: u32,
+}
+
+/// An operand as written.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Operand {
+    /// A register, symbol or label, and an offset (`symbol+4`).
+    Name(String, i64),
+    /// `!p`.
+    Not(String),
+    Integer(u64),
+    Single(u32),
+    Double(u64),
+    /// `{a, b}`.
+    Vector(Vec<Operand>),
+    /// `[base+offset]`; for tensor maps, further operands follow the base.
+    Address {
+        base: Box<Operand>,
+        offset: i64,
+        more: Vec<Operand>,
+    },
+    /// `d|p`.
+    Pair(Box<Operand>, Box<Operand>),
+    /// `(a, b)`, in calls.
+    List(Vec<Operand>),
+}
+
+/// Reads a PTX file.
+pub(crate) fn parse(text: &str) -> Result<Text> {
+    let tokens = tokens(text)?;
+    let mut parser = Parser {
+        tokens: &tokens,
+        at: 0,
+    };
+    let mut out = Text::default();
+    while parser.at < tokens.len() {
+        parser.top_level(&mut out)?;
+    }
+    Ok(out)
+}
+
+struct Parser<'a> {
+    tokens: &'a [Token<'a>],
+    at: usize,
+}
+
+type Result<T> = std::result::Result<T, Fault>;
+
+impl<'a> Parser<'a> {
+    fn peek(&self) -> Option<TokenKind<'a>> {
+        self.tokens.get(self.at).map(|token| token.kind)
+    }
+
+    fn line(&self) -> u32 {
+        self.tokens
+            .get(self.at)
+            .or(self.tokens.last())
+            .map_or(0, |token| token.line)
+    }
+
+    fn fail<T>(&self, what: &str) -> Result<T> {
+        let found = match self.peek() {
+            Some(TokenKind::Word(word)) => format!("'{word}'"),
+            Some(TokenKind::Mark(mark)) => format!("'{mark}'"),
+            Some(_) => "a literal".into(),
+            None => "the end".into(),
+        };
+        Err(malformed(
+            self.line(),
+            &format!("expected {what}, found {found}"),
+        ))
+    }
+
+    fn is(&self, mark: char) -> bool {
+        self.peek() == Some(TokenKind::Mark(mark))
+    }
+
+    fn accept(&mut self, mark: char) -> bool {
+        let found = self.is(mark);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn expect(&mut self, mark: char) -> Result<()> {
+        if self.accept(mark) {
+            Ok(())
+        } else {
+            self.fail(&format!("'{mark}'"))
+        }
+    }
+
+    fn word(&mut self) -> Result<&'a str> {
+        match self.peek() {
+            Some(TokenKind::Word(word)) => {
+                self.at += 1;
+                Ok(word)
+            }
+            _ => self.fail("a name"),
+        }
+    }
+
+    fn integer(&mut self) -> Result<u64> {
+        match self.peek() {
+            Some(TokenKind::Integer(value)) => {
+                self.at += 1;
+                Ok(value)
+            }
+            _ => self.fail("an integer"),
+        }
+    }
+
+    fn small(&mut self) -> Result<u32> {
+        let value = self.integer()?;
+        u32::try_from(value)
+            .map_err(|_| malformed(self.line(), &format!("{value} is out of range")))
+    }
+
+    /// Everything up to the end of the line: for directives that carry nothing we need.
+    fn skip_line(&mut self) {
+        let line = self.line();
+        while self.at < self.tokens.len() && self.tokens[self.at].line == line {
+            self.at += 1;
+        }
+    }
+
+    fn top_level(&mut self, out: &mut Text) -> Result<()> {
+        let start = self.at;
+        let word = self.word()?;
+        match word {
+            ".version" | ".target" | ".address_size" | ".pragma" | ".alias" => self.skip_line(),
+            ".file" => {
+                let number = self.small()?;
+                if let Some(TokenKind::Text(name)) = self.peek() {
+                    out.files.insert(number, name.to_owned());
+                }
+                self.skip_line();
+            }
+            ".section" => {
+                while !self.is('{') && self.at < self.tokens.len() {
+                    self.at += 1;
+                }
+                while !self.accept('}') {
+                    if self.at >= self.tokens.len() {
+                        return self.fail("'}'");
+                    }
+                    self.at += 1;
+                }
+            }
+            ".visible" | ".weak" | ".extern" | ".common" => {
+                let is_extern = word == ".extern";
+                match self.peek() {
+                    Some(TokenKind::Word(next @ (".func" | ".entry"))) => {
+                        self.at += 1;
+                        out.functions.push(self.function(next == ".entry")?);
+                    }
+                    _ => self.variables(is_extern, &mut |variable| out.variables.push(variable))?,
+                }
+            }
+            ".func" | ".entry" => out.functions.push(self.function(word == ".entry")?),
+            ".global" | ".const" | ".shared" => {
+                self.at = start;
+                self.variables(false, &mut |variable| out.variables.push(variable))?;
+            }
+            _ => {
+                self.at = start;
+                return self.fail("a directive");
+            }
+        }
+        Ok(())
+    }
+
+    /// `.space .align n .type name[size] = initial, …;`
+    fn variables(&mut self, is_extern: bool, sink: &mut dyn FnMut(Variable)) -> Result<()> {
+        loop {
+            let variable = self.variable(is_extern)?;
+            let more = self.accept(',');
+            sink(variable);
+            if !more {
+                return self.expect(';');
+            }
+        }
+    }
+
+    fn variable(&mut self, is_extern: bool) -> Result<Variable> {
+        let line = self.line();
+        let space = self.word()?.trim_start_matches('.').to_owned();
+        let (mut align, mut element, mut lanes) = (0, 0, 1);
+        while let Some(TokenKind::Word(word)) = self.peek() {
+            let Some(word) = word.strip_prefix('.') else {
+                break;
+            };
+            self.at += 1;
+            match word {
+                "align" => align = self.integer()?,
+                "ptr" | "global" | "const" | "shared" | "local" | "attribute" => {}
+                "v2" => lanes = 2,
+                "v4" => lanes = 4,
+                _ => {
+                    element = type_size(word)
+                        .ok_or_else(|| malformed(line, &format!("unknown type .{word}")))?;
+                }
+            }
+        }
+        let name = self.word()?.to_owned();
+        let mut size = element * lanes;
+        while self.accept('[') {
+            let count = if self.is(']') { 0 } else { self.integer()? };
+            size = size
+                .checked_mul(count)
+                .ok_or_else(|| malformed(line, &format!("{name} is too large")))?;
+            self.expect(']')?;
+        }
+        let initial = if self.accept('=') {
+            self.initial()?
+        } else {
+            Vec::new()
+        };
+        if align == 0 {
+            align = (element * lanes).max(1);
+        }
+        if !align.is_power_of_two() || align > 1 << 20 {
+            return Err(malformed(line, &format!("{name} is aligned to {align}")));
+        }
+        Ok(Variable {
+            space,
+            name,
+            align,
+            element,
+            size,
+            initial,
+            is_extern,
+            line,
+        })
+    }
+
+    fn initial(&mut self) -> Result<Vec<Operand>> {
+        if !self.accept('{') {
+            return Ok(vec![self.operand()?]);
+        }
+        let mut values = Vec::new();
+        while !self.accept('}') {
+            if self.is('{') {
+                values.extend(self.initial()?);
+            } else {
+                values.push(self.operand()?);
+            }
+            self.accept(',');
+        }
+        Ok(values)
+    }
+
+    fn parameters(&mut self) -> Result<Vec<Variable>> {
+        let mut parameters = Vec::new();
+        if self.accept('(') {
+            while !self.accept(')') {
+                parameters.push(self.variable(false)?);
+                self.accept(',');
+            }
+        }
+        Ok(parameters)
+    }
+
+    fn function(&mut self, is_entry: bool) -> Result<Function> {
+        let returns = self.parameters()?;
+        let name = self.word()?.to_owned();
+        let parameters = self.parameters()?;
+        let mut limits = HashMap::new();
+        while let Some(TokenKind::Word(word)) = self.peek() {
+            let Some(word) = word.strip_prefix('.') else {
+                break;
+            };
+            self.at += 1;
+            let mut numbers = Vec::new();
+            while let Some(TokenKind::Integer(_)) = self.peek() {
+                numbers.push(self.small()?);
+                self.accept(',');
+            }
+            if let Some(TokenKind::Text(_)) = self.peek() {
+                self.at += 1;
+            }
+            if word == "pragma" {
+                self.accept(';');
+            }
+            limits.insert(word.to_owned(), numbers);
+        }
+        let body = if self.accept(';') {
+            None
+        } else {
+            Some(self.body()?)
+        };
+        Ok(Function {
+            name,
+            is_entry,
+            returns,
+            parameters,
+            limits,
+            body,
+        })
+    }
+
+    fn body(&mut self) -> Result<Vec<Statement>> {
+        self.expect('{')?;
+        let mut out = Vec::new();
+        let mut depth = 0;
+        loop {
+            if self.accept('{') {
+                depth += 1;
+                out.push(Statement::Open);
+            } else if self.accept('}') {
+                if depth == 0 {
+                    return Ok(out);
+                }
+                depth -= 1;
+                out.push(Statement::Close);
+            } else if !self.accept(';') {
+                self.statement(&mut out)?;
+            }
+        }
+    }
+
+    fn statement(&mut self, out: &mut Vec<Statement>) -> Result<()> {
+        let line = self.line();
+        let guard = if self.accept('@') {
+            let negated = self.accept('!');
+            Some((self.word()?.to_owned(), negated))
+        } else {
+            None
+        };
+        let start = self.at;
+        let word = self.word()?;
+        if guard.is_none() && self.accept(':') {
+            out.push(Statement::Label(word.to_owned()));
+            return Ok(());
+        }
+        match word {
+            ".reg" => self.registers(out),
+            ".local" | ".shared" | ".param" | ".global" | ".const" => {
+                self.at = start;
+                self.variables(false, &mut |variable| {
+                    out.push(Statement::Variable(variable))
+                })
+            }
+            ".loc" => {
+                let file = self.small()?;
+                let source = self.small()?;
+                out.push(Statement::Location(file, source));
+                self.skip_line();
+                Ok(())
+            }
+            ".branchtargets" => {
+                let mut names = vec![self.word()?.to_owned()];
+                while self.accept(',') {
+                    names.push(self.word()?.to_owned());
+                }
+                out.push(Statement::Targets(names));
+                self.expect(';')
+            }
+            ".pragma" => {
+                self.skip_line();
+                Ok(())
+            }
+            _ if word.starts_with('.') => {
+                Err(malformed(line, &format!("unknown directive {word}")))
+            }
+            _ => {
+                let mut operands = Vec::new();
+                while !self.accept(';') {
+                    operands.push(self.operand()?);
+                    if !self.is(';') {
+                        self.expect(',')?;
+                    }
+                }
+                let opcode = word.to_owned();
+                out.push(Statement::Instruction(Instruction {
+                    guard,
+                    opcode,
+                    operands,
+                    line,
+                }));
+                Ok(())
+            }
+        }
+    }
+
+    fn registers(&mut self, out: &mut Vec<Statement>) -> Result<()> {
+        let class = self.word()?.trim_start_matches('.').to_owned();
+        loop {
+            let name = self.word()?.to_owned();
+            let count = if self.accept('<') {
+                let count = self.small()?;
+                self.expect('>')?;
+                if count > 1 << 20 {
+                    return Err(malformed(self.line(), "too many registers"));
+                }
+                Some(count)
+            } else {
+                None
+            };
+            out.push(Statement::Register {
+                class: class.clone(),
+                name,
+                count,
+            });
+            if !self.accept(',') {
+                return self.expect(';');
+            }
+        }
+    }
+
+    fn list(&mut self, close: char) -> Result<Vec<Operand>> {
+        let mut list = Vec::new();
+        while !self.accept(close) {
+            list.push(self.operand()?);
+            if !self.is(close) {
+                self.expect(',')?;
+            }
+        }
+        Ok(list)
+    }
+
+    fn offset(&mut self) -> Result<i64> {
+        let negative = match self.peek() {
+            Some(TokenKind::Mark('+')) => false,
+            Some(TokenKind::Mark('-')) => true,
+            _ => return Ok(0),
+        };
+        self.at += 1;
+        let negative = negative != self.accept('-');
+        let value = self.integer()?.cast_signed();
+        Ok(if negative {
+            value.wrapping_neg()
+        } else {
+            value
+        })
+    }
+
+    fn operand(&mut self) -> Result<Operand> {
+        let first = match self.peek() {
+            Some(TokenKind::Word("generic")) => {
+                self.at += 1;
+                self.expect('(')?;
+                let inner = self.operand()?;
+                self.expect(')')?;
+                match (inner, self.offset()?) {
+                    (Operand::Name(name, offset), more) => {
+                        Operand::Name(name, offset.wrapping_add(more))
+                    }
+                    (inner, _) => inner,
+                }
+            }
+            Some(TokenKind::Word(word)) => {
+                self.at += 1;
+                Operand::Name(word.to_owned(), self.offset()?)
+            }
+            Some(TokenKind::Integer(value)) => {
+                self.at += 1;
+                Operand::Integer(value)
+            }
+            Some(TokenKind::Single(bits)) => {
+                self.at += 1;
+                Operand::Single(bits)
+            }
+            Some(TokenKind::Double(bits)) => {
+                self.at += 1;
+                Operand::Double(bits)
+            }
+            Some(TokenKind::Mark('-')) => {
+                self.at += 1;
+                match self.operand()? {
+                    Operand::Integer(value) => Operand::Integer(value.wrapping_neg()),
+                    Operand::Single(bits) => Operand::Single(bits ^ 1 << 31),
+                    Operand::Double(bits) => Operand::Double(bits ^ 1 << 63),
+                    _ => return self.fail("a number"),
+                }
+            }
+            Some(TokenKind::Mark('!')) => {
+                self.at += 1;
+                Operand::Not(self.word()?.to_owned())
+            }
+            Some(TokenKind::Mark('{')) => {
+                self.at += 1;
+                Operand::Vector(self.list('}')?)
+            }
+            Some(TokenKind::Mark('(')) => {
+                self.at += 1;
+                Operand::List(self.list(')')?)
+            }
+            Some(TokenKind::Mark('[')) => {
+                self.at += 1;
+                let base = self.operand()?;
+                let offset = self.offset()?;
+                let more = if self.accept(',') {
+                    self.list(']')?
+                } else {
+                    self.expect(']')?;
+                    Vec::new()
+                };
+                match base {
+                    Operand::Name(name, inner) => Operand::Address {
+                        base: Box::new(Operand::Name(name, 0)),
+                        offset: inner.wrapping_add(offset),
+                        more,
+                    },
+                    base => Operand::Address {
+                        base: Box::new(base),
+                        offset,
+                        more,
+                    },
+                }
+            }
+            _ => return self.fail("an operand"),
+        };
+        if self.accept('|') {
+            return Ok(Operand::Pair(Box::new(first), Box::new(self.operand()?)));
+        }
+        Ok(first)
+    }
+}
+
+/// The size of a fundamental type, bytes.
+pub(crate) fn type_size(name: &str) -> Option<u64> {
+    Some(match name {
+        "b8" | "u8" | "s8" => 1,
+        "b16" | "u16" | "s16" | "f16" | "bf16" => 2,
+        "b32" | "u32" | "s32" | "f32" | "f16x2" | "bf16x2" | "tf32" => 4,
+        "b64" | "u64" | "s64" | "f64" => 8,
+        "b128" => 16,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_read() {
+        let text = parse(
+            ".version 9.0\n.target sm_80\n.address_size 64\n\
+             .visible .entry k(.param .u64 p, .param .align 8 .b8 q[24])\n.maxntid 128, 1, 1\n{\n\
+             .reg .b32 %r<3>;\n@!%p1 ld.global.v2.u32 {%r1, %r2}, [%rd1+-8]; // note\n\
+             $L1: shfl.sync.bfly.b32 %r1|%p1, %r2, 1, 31, -1;\n}",
+        )
+        .unwrap();
+        let kernel = &text.functions[0];
+        assert_eq!((kernel.name.as_str(), kernel.parameters[1].size), ("k", 24));
+        assert_eq!(kernel.limits["maxntid"], [128, 1, 1]);
+        let Statement::Instruction(load) = &kernel.body.as_ref().unwrap()[1] else {
+            panic!()
+        };
+        assert_eq!(load.guard, Some(("%p1".into(), true)));
+        assert!(matches!(
+            load.operands[1],
+            Operand::Address { offset: -8, .. }
+        ));
+    }
+
+    #[test]
+    fn hostile_text_is_an_error() {
+        for text in [
+            "@",
+            ".entry",
+            ".entry k(",
+            ".entry k() { ld",
+            ".entry k() { /* ",
+            "\u{e9}",
+        ] {
+            assert_eq!(
+                parse(text).unwrap_err().kind,
+                crate::fault::Kind::Parse,
+                "{text}"
+            );
+        }
+    }
+}
