@@ -325,15 +325,20 @@ fn emit(
     candidates: &mut [Vec<Candidate>],
 ) {
     let width = block.width;
-    for (chunk, words) in passing.chunks_exact(width).enumerate() {
-        for (lane, &word) in words[..block.rows.len()].iter().enumerate() {
-            let mut word = word;
+    // Two words at a time: how many bits a word has is unpredictable, and costs per word, not per bit.
+    for (pair, words) in passing.chunks(2 * width).enumerate() {
+        let (low, high) = words.split_at(width);
+        for (lane, found) in candidates[..block.rows.len()].iter_mut().enumerate() {
+            let high = high
+                .get(lane)
+                .map_or(0, |&word| u64::from(word) << vector::CHUNK);
+            let mut word = u64::from(low[lane]) | high;
             while word != 0 {
-                let row = chunk * vector::CHUNK + word.trailing_zeros() as usize;
+                let row = 2 * pair * vector::CHUNK + word.trailing_zeros() as usize;
                 word &= word - 1;
                 let logit = logits[row * width + lane];
                 if logit > f32::NEG_INFINITY {
-                    candidates[lane].push(Candidate {
+                    found.push(Candidate {
                         logit,
                         index: (first + row) as u32,
                     });

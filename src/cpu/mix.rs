@@ -302,13 +302,13 @@ impl Mixer {
         query_mixed_logits: &mut [f32],
     ) {
         let dim = query.len();
-        self.rows.resize(hardest.len() * dim, 0.0);
+        queue.gather(hardest, &mut self.rows);
         self.squared_norms.clear();
-        for (row, &index) in self.rows.chunks_exact_mut(dim).zip(hardest) {
-            queue.read_row(index as usize, row);
-            self.squared_norms
-                .push(queue.squared_norms()[index as usize]);
-        }
+        self.squared_norms.extend(
+            hardest
+                .iter()
+                .map(|&row| queue.squared_norms()[row as usize]),
+        );
         self.pair_dots.resize(mixed_logits.len(), 0.0);
         vector::pair_dots(
             &self.rows,

@@ -1,5 +1,7 @@
 //! The hardest: for each query the N queue rows with the largest logits.
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 
 use super::contrast::{Block, Candidate, Partial, Pass, run_blocks};
@@ -108,15 +110,15 @@ pub fn rank(
         counts: vec![0; rows],
     };
     run_blocks(&blocks, queue, pass, &mut Vec::new(), |block, partials| {
-        let candidates = candidates(block, queue, oracle, hardest, partials);
+        let candidates = Candidates::new(block, queue, oracle, hardest, partials);
         let own = block.rows.start * hardest..block.rows.end * hardest;
         ranked.indices[own.clone()]
             .par_chunks_exact_mut(hardest)
             .zip(ranked.logits[own].par_chunks_exact_mut(hardest))
             .zip(&mut ranked.counts[block.rows.clone()])
-            .zip(&candidates)
-            .for_each(|(((indices, logits), count), candidates)| {
-                *count = select(candidates, indices, logits) as u32;
+            .enumerate()
+            .for_each(|(lane, ((indices, logits), count))| {
+                *count = select(&candidates.of(lane), indices, logits) as u32;
             });
     });
     Ok(ranked)
@@ -173,7 +175,7 @@ pub fn rank_logits(logits: &[f32], capacity: usize, hardest: usize) -> Result<Ra
                     index: index as u32,
                 })
                 .collect();
-            select(&all, indices, selected);
+            select(&[&all], indices, selected);
         });
     Ok(ranked)
 }
@@ -224,83 +226,95 @@ fn ordered_key(logit: f32) -> u32 {
     }
 }
 
-/// Writes the hardest of the candidates, which come by ascending queue row, and returns how many
-/// there are: the slices' length, or all candidates where they are fewer.
-pub(super) fn select(candidates: &[Candidate], indices: &mut [u32], logits: &mut [f32]) -> usize {
-    let count = indices.len().min(candidates.len());
+/// Writes the hardest of the candidates, which come by ascending queue row in `parts`, and returns
+/// how many there are: the slices' length, or all candidates where they are fewer.
+pub(super) fn select(parts: &[&[Candidate]], indices: &mut [u32], logits: &mut [f32]) -> usize {
+    let mut keys = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+    for part in parts {
+        keys.extend(part.iter().map(|candidate| ordered_key(candidate.logit)));
+    }
+    let count = indices.len().min(keys.len());
     if count == 0 {
         return 0;
     }
-    let mut keys: Vec<u32> = candidates.iter().map(|c| ordered_key(c.logit)).collect();
-    let (_, &mut boundary, above) = keys.select_nth_unstable(candidates.len() - count);
+    let rank = keys.len() - count;
+    let (_, &mut boundary, above) = keys.select_nth_unstable(rank);
     // Those at the boundary's own value are taken by lower index, as many as are still free.
     let mut ties = count - above.iter().filter(|&&key| key > boundary).count();
+    // Every candidate is written and the cursor moves past those that stay: which stay is as good
+    // as random, and a branch on it would be mispredicted every other time.
+    let none = Candidate {
+        logit: f32::NEG_INFINITY,
+        index: NO_ROW,
+    };
+    let mut kept = vec![none; count + 1];
     let mut at = 0;
-    for candidate in candidates {
+    for candidate in parts.iter().copied().flatten() {
         let key = ordered_key(candidate.logit);
-        if key > boundary || (key == boundary && ties > 0) {
-            ties -= usize::from(key == boundary);
-            indices[at] = candidate.index;
-            logits[at] = candidate.logit;
-            at += 1;
-        }
+        let tie = key == boundary && ties > 0;
+        kept[at] = *candidate;
+        at += usize::from(key > boundary || tie);
+        ties -= usize::from(tie);
     }
     debug_assert_eq!(at, count);
+    for ((kept, index), logit) in kept.iter().zip(indices).zip(logits).take(count) {
+        (*index, *logit) = (kept.index, kept.logit);
+    }
     count
 }
 
-/// The candidates of each row of a block over all splits, the hardest always among them: a row
-/// that its threshold left with fewer candidates than it has hardest is passed over again, with
-/// every unmasked logit a candidate.
-pub(super) fn candidates(
-    block: &Block,
-    queue: &Queue,
-    oracle: bool,
-    hardest: usize,
-    partials: &[Partial],
-) -> Vec<Vec<Candidate>> {
-    let mut candidates: Vec<Vec<Candidate>> = (0..block.rows.len())
-        .into_par_iter()
-        .map(|lane| {
-            partials
-                .iter()
-                .flat_map(|p| p.candidates[lane].iter().copied())
-                .collect()
-        })
-        .collect();
-    let masked = |lane: usize| {
-        partials
-            .iter()
-            .map(|p| p.masked[lane] as usize)
-            .sum::<usize>()
-    };
-    let mut again = block.clone();
-    again.thresholds = [f32::INFINITY; LANES];
-    let mut short = Vec::new();
-    for (lane, found) in candidates.iter().enumerate() {
-        if found.len() < hardest.min(queue.capacity() - masked(lane)) {
-            again.thresholds[lane] = f32::NEG_INFINITY;
-            short.push(lane);
+/// The candidates of the rows of a block over all splits, the hardest always among them.
+pub(super) struct Candidates<'a> {
+    partials: &'a [Partial],
+    /// Of the lanes that were passed over again.
+    repaired: BTreeMap<usize, Vec<Candidate>>,
+}
+
+impl<'a> Candidates<'a> {
+    /// Gathers them: a row that its threshold left with fewer candidates than it has hardest is
+    /// passed over again, with every unmasked logit a candidate.
+    pub fn new(
+        block: &Block,
+        queue: &Queue,
+        oracle: bool,
+        hardest: usize,
+        partials: &'a [Partial],
+    ) -> Self {
+        let mut repaired = BTreeMap::new();
+        let mut again = block.clone();
+        again.thresholds = [f32::INFINITY; LANES];
+        for lane in 0..block.rows.len() {
+            let found: usize = partials.iter().map(|p| p.candidates[lane].len()).sum();
+            let masked: usize = partials.iter().map(|p| p.masked[lane] as usize).sum();
+            if found < hardest.min(queue.capacity() - masked) {
+                again.thresholds[lane] = f32::NEG_INFINITY;
+                repaired.insert(lane, Vec::new());
+            }
+        }
+        if !repaired.is_empty() {
+            let pass = Pass {
+                contrast: None,
+                uniformity: false,
+                candidates: true,
+                oracle,
+            };
+            let block = std::slice::from_ref(&again);
+            run_blocks(block, queue, pass, &mut Vec::new(), |_, partials| {
+                for (&lane, all) in &mut repaired {
+                    all.extend(partials.iter().flat_map(|p| &p.candidates[lane]));
+                }
+            });
+        }
+        Self { partials, repaired }
+    }
+
+    /// The candidates of a lane, in parts, by ascending queue row.
+    pub fn of(&self, lane: usize) -> Vec<&[Candidate]> {
+        match self.repaired.get(&lane) {
+            Some(all) => vec![all],
+            None => self.partials.iter().map(|p| &*p.candidates[lane]).collect(),
         }
     }
-    if !short.is_empty() {
-        let pass = Pass {
-            contrast: None,
-            uniformity: false,
-            candidates: true,
-            oracle,
-        };
-        let block = std::slice::from_ref(&again);
-        run_blocks(block, queue, pass, &mut Vec::new(), |_, partials| {
-            for &lane in &short {
-                let all = partials
-                    .iter()
-                    .flat_map(|p| p.candidates[lane].iter().copied());
-                candidates[lane] = all.collect();
-            }
-        });
-    }
-    candidates
 }
 
 #[cfg(test)]
@@ -345,10 +359,10 @@ mod tests {
             }
         }
         run_blocks(&blocks, &queue, pass, &mut Vec::new(), |block, partials| {
-            let candidates = candidates(block, &queue, false, 100, partials);
-            for (row, candidates) in block.rows.clone().zip(&candidates) {
+            let candidates = Candidates::new(block, &queue, false, 100, partials);
+            for (lane, row) in block.rows.clone().enumerate() {
                 let (mut indices, mut logits) = (vec![NO_ROW; 100], vec![0.0; 100]);
-                assert_eq!(select(candidates, &mut indices, &mut logits), 100);
+                assert_eq!(select(&candidates.of(lane), &mut indices, &mut logits), 100);
                 assert_eq!(indices, expected.indices[row * 100..(row + 1) * 100]);
                 assert_eq!(logits, expected.logits[row * 100..(row + 1) * 100]);
             }

@@ -9,7 +9,7 @@ use super::contrast::{
 };
 use super::info_nce::{RowLoss, fold_given, row_loss};
 use super::mix::{DrawsMut, Mixer, Synthetic, check_dim, empty_draws, resolve, rows_mut};
-use super::rank::{bounded, candidates, largest_norm, norm, select};
+use super::rank::{Candidates, bounded, largest_norm, norm, select};
 use super::sample;
 use crate::batch::Batch;
 use crate::config::{Config, Reduction};
@@ -211,11 +211,7 @@ impl Step {
             pass,
             &mut self.partials,
             |block, partials| {
-                let candidates = if hardest > 0 {
-                    candidates(block, queue, config.oracle(), hardest, partials)
-                } else {
-                    vec![Vec::new(); block.rows.len()]
-                };
+                let candidates = Candidates::new(block, queue, config.oracle(), hardest, partials);
                 let positives = block.positives(batch);
                 let done =
                     outs[block.rows.clone()]
@@ -249,7 +245,7 @@ impl Step {
                                 positive,
                                 totals,
                             };
-                            row.finish(out, &candidates[lane], negatives, &mut scratch)
+                            row.finish(out, &candidates.of(lane), negatives, &mut scratch)
                         });
                 // The first failing row of the first failing block, whatever the threads did.
                 let first = done.collect::<Vec<_>>().into_iter().find_map(Result::err);
@@ -363,7 +359,7 @@ impl Row<'_> {
     fn finish(
         &self,
         out: &mut RowOut<'_>,
-        candidates: &[Candidate],
+        candidates: &[&[Candidate]],
         negatives: Negatives<'_>,
         scratch: &mut Scratch,
     ) -> Result<()> {
