@@ -1,4 +1,52 @@
-//! Contrastive learning with hard negative mixing (MoCHi, Kalantidis et al., NeurIPS 2020).
+//! Contrastive learning with hard negative mixing (MoCHi, Kalantidis et al., NeurIPS 2020): the
+//! loss, its gradient and its diagnostics.
+//!
+//! A query q is to find its key k among K negatives, the rows n of a queue: InfoNCE over the logits
+//! q·k and q·n at a temperature τ. MoCHi makes the task harder where it has become easy. Of each
+//! query's N hardest negatives, those with the largest logits, it mixes s pairs,
+//! h = (αnᵢ + (1−α)nⱼ)/r, and s′ times the query itself with one of them,
+//! h′ = (βq + (1−β)nⱼ)/r with β < ½, and adds these synthetic negatives to the queue's. None of
+//! them is stored: q·h and q·h′ are functions of logits that are there already and, for a pair, of
+//! one dot product more.
+//!
+//! ```
+//! use hardmix::{Batch, Config, DType, Draws, Queue, cpu};
+//!
+//! let dim = 32;
+//! let mut queue = Queue::random(1024, dim, DType::F32, 0)?;
+//! let mut step = cpu::Step::new(Config::mochi(128, 64, 32)?);
+//!
+//! // From your encoders: [batch, dim], one key a query, L2-normalised.
+//! # let unit = Queue::random(16, dim, DType::F32, 1)?.rows().to_f32();
+//! # let (queries, keys) = unit.split_at(8 * dim);
+//! let batch = Batch::new(queries, keys, dim)?;
+//! let output = step.run(&batch, &queue, &Draws::seeded(42, 0)?)?;
+//! println!("loss {}, proxy accuracy {}", output.loss()?, output.metrics.proxy_accuracy);
+//! let gradient = &output.grad_queries; // [batch, dim], for your optimiser
+//! # assert_eq!(gradient.len(), 8 * dim);
+//!
+//! queue.enqueue(keys, None)?; // after the loss, never before
+//! # Ok::<(), hardmix::Error>(())
+//! ```
+//!
+//! # Where things are
+//!
+//! - [`Config`]: temperature, N, s, s′, how the query's gradient flows; the paper's settings by name.
+//! - [`Queue`]: the ring of negatives in f32, f16 or bf16, with labels; saved and loaded.
+//! - [`Draws`]: which rows are mixed with which weights, by a counter-based generator, the same on
+//!   every device and in any sharding of the batch; or the caller's own.
+//! - [`cpu::Step`]: loss, gradient and diagnostics in one pass over the queue.
+//! - [`cpu::rank`], [`cpu::mix`], [`cpu::info_nce`]: the three operators, each usable alone.
+//! - [`Output`] and [`Metrics`]: what comes back.
+#![cfg_attr(feature = "candle", doc = "- [`candle`]: the loss as an operation on candle tensors.")]
+//!
+//! # Guarantees
+//!
+//! - The same inputs, seed and step give the same bits, whatever the number of threads; and a row's
+//!   bits do not depend on the batch it is in.
+//! - The hardest are exact: the N largest logits of the stored queue, ties to the lower row.
+//! - Bad input is an [`Error`] that names the argument, what it was and what was expected. A row
+//!   that is not finite never passes for a loss: [`Output::loss`] names it.
 
 mod batch;
 mod config;
