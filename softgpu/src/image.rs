@@ -102,7 +102,9 @@ pub fn ptx(image: &[u8], arch: Arch) -> Result<&str, ImageError> {
     if !text.contains(".version") {
         return Err(ImageError::Unrecognised);
     }
-    let target = text.split_once(".target").map_or("", |(_, after)| after.trim_start());
+    let target = text
+        .split_once(".target")
+        .map_or("", |(_, after)| after.trim_start());
     let (number, specific) = parse_target(target).ok_or(ImageError::Unrecognised)?;
     if number > arch.number() || (specific && number != arch.number()) {
         let suffix = if specific { "a" } else { "" };

@@ -279,17 +279,18 @@ impl Machine<'_> {
                 return Ok(Flow::Only(mask));
             }
             Op::Collective { members, action } => {
-                let wait = self.assemble(warp, *members, mask, pc, false)?;
-                if let Some(wait) = wait {
-                    return Ok(Flow::Park(wait, pc));
-                }
-                action(&mut warp.registers, mask);
+                let Some(there) = self.assemble(warp, *members, mask, pc, false)? else {
+                    return Ok(Flow::Scattered);
+                };
+                action(&mut warp.registers, there);
+                return Ok(Self::part(warp, group, there));
             }
             Op::WarpBarrier { members } => {
-                if let Some(wait) = self.assemble(warp, *members, mask, pc, true)? {
-                    return Ok(Flow::Park(wait, pc));
-                }
-                self.sync_warp(warp, mask);
+                let Some(there) = self.assemble(warp, *members, mask, pc, true)? else {
+                    return Ok(Flow::Scattered);
+                };
+                self.sync_warp(warp, there);
+                return Ok(Self::part(warp, group, there));
             }
             Op::Barrier(barrier) => return self.barrier(warp, barrier, mask, pc),
             Op::ClusterBarrier { arrive, wait } => {
@@ -297,6 +298,23 @@ impl Machine<'_> {
             }
         }
         Ok(Flow::Next)
+    }
+
+    /// These lanes of a group go on to the next instruction, the others stay.
+    fn part(warp: &mut Warp, group: Group, mask: u32) -> Flow {
+        if mask == group.mask {
+            return Flow::Next;
+        }
+        warp.groups.push(Group {
+            pc: group.pc + 1,
+            mask,
+            wait: Wait::None,
+        });
+        warp.groups.push(Group {
+            mask: group.mask & !mask,
+            ..group
+        });
+        Flow::Scattered
     }
 
     /// `brx.idx`: a group for each target.

@@ -2,11 +2,12 @@
 
 use std::rc::Rc;
 
-use super::{Flow, Machine, Result};
+use super::{Flow, Machine, Result, lanes};
 use crate::block::Released;
 use crate::clock::{Knowledge, View, gather, teach};
 use crate::fault::{Fault, Kind};
 use crate::ir::{Barrier, BarrierKind, Op};
+use crate::registers::Index;
 use crate::warp::{Group, Wait, Warp};
 
 /// The barrier of a cluster.
@@ -20,52 +21,73 @@ pub(crate) struct ClusterBarrier {
 }
 
 impl Machine<'_> {
-    /// Whether all lanes that a collective names are there; if not, how the group waits for them.
+    /// The lanes of a group that may execute a collective: those that name the same members, once
+    /// all of these are there. `None`: no such lanes yet, and the group is parked.
     pub(super) fn assemble(
         &mut self,
         warp: &mut Warp,
-        members: u32,
+        register: Index,
         mask: u32,
         pc: u32,
         warp_barrier: bool,
-    ) -> Result<Option<Wait>> {
-        let lane = mask.trailing_zeros();
-        let members = warp.registers.row::<u32>(members)[lane as usize & 31];
-        if self.flags.barriers && mask & !members != 0 {
-            let outside = (mask & !members).trailing_zeros();
-            let what = format!("lane {outside} takes part, but the mask {members:#010x} lacks it");
-            let site = self.site(warp, outside, pc, "waits for other lanes");
-            return Err(Fault::new(Kind::DivergentBarrier, what).at(site));
+    ) -> Result<Option<u32>> {
+        let named = *warp.registers.row::<u32>(register);
+        let forced = std::mem::take(&mut warp.forced);
+        let mut rest = mask;
+        while rest != 0 {
+            let first = rest.trailing_zeros() as usize;
+            let members = named[first];
+            let there = lanes(rest)
+                .filter(|lane| named[*lane] == members)
+                .fold(0, |all, lane| all | 1 << lane);
+            rest &= !there;
+            if self.flags.barriers && there & !members != 0 {
+                let lane = (there & !members).trailing_zeros();
+                let what = format!("lane {lane} takes part, but the mask {members:#010x} lacks it");
+                let site = self.site(warp, lane, pc, "waits for other lanes");
+                return Err(Fault::new(Kind::DivergentBarrier, what).at(site));
+            }
+            let missing = members & warp.alive & !there;
+            if missing == 0 || forced || warp_barrier && self.meet(warp, members, missing) {
+                return Ok(Some(there));
+            }
         }
-        let missing = members & warp.alive & !mask;
-        if missing == 0 {
-            return Ok(None);
-        }
-        if std::mem::take(&mut warp.forced) {
-            return Ok(None);
-        }
-        if warp_barrier {
-            // The other lanes may be at another `bar.warp.sync` for the same lanes.
+        // Nobody is complete: all wait.
+        let mut rest = mask;
+        while rest != 0 {
+            let members = named[rest.trailing_zeros() as usize];
+            let mask = lanes(rest)
+                .filter(|lane| named[*lane] == members)
+                .fold(0, |all, lane| all | 1 << lane);
+            rest &= !mask;
             let wait = Wait::Lanes {
                 members,
                 warp_barrier,
             };
-            let waiting = warp.groups.iter().filter(|group| group.wait == wait);
-            let there = waiting.fold(0, |all, group| all | group.mask);
-            if missing & !there == 0 {
-                for group in warp.groups.iter_mut().filter(|group| group.wait == wait) {
-                    group.wait = Wait::None;
-                    group.pc += 1;
-                }
-                // `sync_warp` gets the lanes of this group only; the others meet it here.
-                self.sync_warp(warp, members & warp.alive);
-                return Ok(None);
-            }
+            warp.groups.push(Group { pc, mask, wait });
         }
-        Ok(Some(Wait::Lanes {
+        Ok(None)
+    }
+
+    /// Whether the missing lanes wait at another `bar.warp.sync` for the same members; if so, they
+    /// go on.
+    fn meet(&mut self, warp: &mut Warp, members: u32, missing: u32) -> bool {
+        let wait = Wait::Lanes {
             members,
-            warp_barrier,
-        }))
+            warp_barrier: true,
+        };
+        let waiting = warp.groups.iter().filter(|group| group.wait == wait);
+        let there = waiting.fold(0, |all, group| all | group.mask);
+        if missing & !there != 0 {
+            return false;
+        }
+        for group in warp.groups.iter_mut().filter(|group| group.wait == wait) {
+            group.wait = Wait::None;
+            group.pc += 1;
+        }
+        // `sync_warp` is called for the lanes of this instruction only; the others meet here.
+        self.sync_warp(warp, members & warp.alive);
+        true
     }
 
     /// `bar.warp.sync`: what each of the lanes did comes before what any of them does next.
@@ -76,7 +98,7 @@ impl Machine<'_> {
             let size = self.threads();
             gather(&warp.known, mask, &mut joined, size);
             if !whole {
-                for lane in super::lanes(mask) {
+                for lane in lanes(mask) {
                     joined.seen.join(&self.snapshot(warp, lane), size);
                 }
             }
@@ -110,7 +132,7 @@ impl Machine<'_> {
         let count = count.filter(|count| *count != 0);
         let uniform = self.flags.barriers && {
             let ids = warp.registers.row::<u32>(barrier.id);
-            super::lanes(mask).any(|lane| ids[lane] != id)
+            lanes(mask).any(|lane| ids[lane] != id)
         };
         let site = |this: &Self| this.site(warp, lane as u32, pc, "arrives");
         if uniform {
@@ -176,7 +198,7 @@ impl Machine<'_> {
                 view.warp_base = self.memory.now;
                 into.seen.join(&crate::clock::Clock::of(view), size);
             } else {
-                for lane in super::lanes(mask) {
+                for lane in lanes(mask) {
                     into.seen.join(&self.snapshot(warp, lane), size);
                 }
             }

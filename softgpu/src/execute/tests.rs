@@ -176,6 +176,15 @@ fn lanes_of_a_warp_race_without_syncwarp() {
 }
 
 #[test]
+fn lanes_of_one_instruction_may_name_different_members() {
+    // Four groups of eight lanes, each with its own mask, add up their numbers.
+    let body = "and.b32 %r5, %r1, 24; mov.u32 %r6, 255; shl.b32 %r6, %r6, %r5;
+        redux.sync.add.s32 %r10, %r1, %r6; st.global.u32 [%rd4], %r10;";
+    let out = Run::new("", body).output();
+    assert_eq!((out[0], out[8], out[31]), (28, 92, 220));
+}
+
+#[test]
 fn reads_out_of_bounds_and_unwritten() {
     let body = "ld.global.u32 %r10, [%rd5+16384]; st.global.u32 [%rd4], %r10;";
     let fault = Run::new("", body).found_by(Check::Bounds, Kind::OutOfBounds);
