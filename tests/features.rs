@@ -78,7 +78,10 @@ fn real_features_agree_with_the_reference() {
                     );
                     let output = backend.step(&case).expect("a valid case");
                     match compare::step(&case, &output, backend.arithmetic()) {
-                        Ok(tally) => println!("{what}: {tally}"),
+                        Ok(tally) => {
+                            println!("{what}: {tally}");
+                            assert!(tally.gradient <= 1.0, "{what}: {tally}");
+                        }
                         Err(reason) => panic!("{what}: {reason}"),
                     }
                 }

@@ -58,7 +58,7 @@ fn a_step_repeated_gives_the_same_bits() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     for backend in backends() {
-        for (rows, capacity) in [(1, 5000), (7, 300), (100, 3001)] {
+        for (rows, capacity) in [(1, 20_000), (7, 300), (100, 9001)] {
             for labels in [Labels::None, Labels::Oracle(4)] {
                 let case = Recipe {
                     rows,

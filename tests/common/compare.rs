@@ -5,7 +5,7 @@ use hardmix::{Draws, Output, Status};
 use super::cases::Case;
 use super::oracle::{boundary_gap, within};
 use super::reference::{Figures, Problem, Row, RowDraws, rows_of_draws, seeded_draws, unpadded};
-use super::tolerance::{Arithmetic, Bounds, bounds};
+use super::tolerance::{Arithmetic, Bounds, bounds, golden};
 
 /// What was compared, over one or many outputs.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +16,9 @@ pub struct Tally {
     pub close: usize,
     /// Rows with a synthetic negative too nearly cancelled to say anything about.
     pub cancelled: usize,
+    /// ‖error‖/‖gradient‖ over a whole batch, as a fraction of the golden cases' tolerance; the
+    /// largest. A measure only: where the gradient itself cancels it has no bound.
+    pub gradient: f64,
     /// The largest error of each kind, as a fraction of its bound.
     pub fractions: Vec<(&'static str, f64)>,
 }
@@ -25,6 +28,7 @@ impl Tally {
         self.rows += other.rows;
         self.close += other.close;
         self.cancelled += other.cancelled;
+        self.gradient = self.gradient.max(other.gradient);
         for &(what, fraction) in &other.fractions {
             self.note(what, fraction);
         }
@@ -85,15 +89,10 @@ impl Tally {
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let Tally {
-            rows,
-            close,
-            cancelled,
-            ..
-        } = self;
         write!(
             f,
-            "{rows} rows, {close} with a close boundary, {cancelled} cancelled; of its bound:"
+            "{} rows, {} with a close boundary, {} cancelled; gradient {:.3} of T; of its bound:",
+            self.rows, self.close, self.cancelled, self.gradient
         )?;
         for (what, fraction) in &self.fractions {
             write!(f, " {what} {fraction:.3}")?;
@@ -129,6 +128,7 @@ pub fn step(case: &Case, output: &Output, arithmetic: Arithmetic) -> Result<Tall
         let loss = output.loss().map_err(|error| error.to_string())?;
         tally.check("loss", loss, problem.reduce(&answers), bound)?;
     }
+    tally.gradient = relative_gradient(output, &problem, &answers);
     metrics(
         output,
         &problem,
@@ -138,6 +138,19 @@ pub fn step(case: &Case, output: &Output, arithmetic: Arithmetic) -> Result<Tall
         &mut tally,
     )?;
     Ok(tally)
+}
+
+fn relative_gradient(output: &Output, problem: &Problem, answers: &[Row]) -> f64 {
+    let theirs = answers
+        .iter()
+        .flat_map(|row| &row.grad_query)
+        .map(|g| g * problem.scale());
+    let (mut error, mut size) = (0.0, 0.0);
+    for (&ours, theirs) in output.grad_queries.iter().zip(theirs) {
+        error += (f64::from(ours) - theirs).powi(2);
+        size += theirs * theirs;
+    }
+    (error / size).sqrt() / golden(problem)
 }
 
 fn shapes(case: &Case, output: &Output) -> Result<(), String> {
