@@ -120,7 +120,32 @@ impl HostMemory {
         order: &Order,
         act: impl FnOnce(&mut Memory) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let _ = order;
-        act(memory)
+        let mut shown: Vec<(u64, Vec<u8>)> = Vec::new();
+        for (address, allocation) in &*lock(&self.0) {
+            // SAFETY: the allocation is alive while the table is locked; nobody but the host
+            // program writes it, who must not while a kernel of its own may use it.
+            let bytes = unsafe { allocation.pointer.bytes(allocation.layout.size()) }.to_vec();
+            memory.allocate_at(*address, bytes.len() as u64)?;
+            memory.write(*address, &bytes, order)?;
+            shown.push((*address, bytes));
+        }
+        let result = act(memory);
+        for (address, before) in shown {
+            let mut after = vec![0; before.len()];
+            memory.read(address, &mut after, order)?;
+            memory.free(address)?;
+            if let Some(allocation) = lock(&self.0).get(&address) {
+                // SAFETY: as above, for writing what the kernel wrote.
+                let host = unsafe { allocation.pointer.bytes_mut(before.len()) };
+                for (at, byte) in after
+                    .into_iter()
+                    .enumerate()
+                    .filter(|(at, b)| before[*at] != *b)
+                {
+                    host[at] = byte;
+                }
+            }
+        }
+        result
     }
 }
