@@ -447,7 +447,10 @@ impl<'a> Runner<'a> {
             let mut ran = false;
             for next in &order {
                 let (at, budget) = match self.options.schedule.blocks {
-                    Blocks::Random => (self.draw(count as u32) as usize, 1 + self.draw(64)),
+                    // After an idle round everybody has a turn, lest one is missed that can go on.
+                    Blocks::Random if idle == 0 => {
+                        (self.draw(count as u32) as usize, 1 + self.draw(64))
+                    }
                     _ => (*next, TURN),
                 };
                 if self.done[at] {
@@ -507,14 +510,8 @@ impl<'a> Runner<'a> {
         }
         let runnable = |(warp, done): (&Warp, &bool)| !*done && warp.is_ready();
         let any = self.warps.iter().zip(&self.done).any(runnable);
-        let random = self.options.schedule.blocks == Blocks::Random;
         // Now warps whose lanes wait for each other may say so, or go ahead unchecked.
         self.machine.stuck = true;
-        // A random turn may have missed the warps that can go on.
-        Ok(if any {
-            idle < IDLE_TURNS
-        } else {
-            idle < if random { 1000 } else { 3 }
-        })
+        Ok(idle < if any { IDLE_TURNS } else { 3 })
     }
 }

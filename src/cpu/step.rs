@@ -89,6 +89,8 @@ struct Figures {
     mixed_harder: usize,
     query_mixed_harder: usize,
     same_label: usize,
+    /// Of the hardest, those that have a label, where the query has one too.
+    labelled: usize,
     /// log Σ e^{4 l} over the unmasked queue.
     log_uniformity: f64,
 }
@@ -256,7 +258,7 @@ impl Step {
         if let Some(error) = failure {
             return Err(error);
         }
-        report(&mut output, batch, queue, config, &figures, &matching);
+        report(&mut output, config, &figures, &matching);
         output.status = status(&faults, &output);
         Ok(output)
     }
@@ -440,6 +442,7 @@ impl Row<'_> {
         let beaten = |logits: &[f32]| logits.iter().all(|&logit| self.positive > logit);
         let hit = self.positive > max;
         let temperature = f64::from(self.config.temperature());
+        let (same_label, labelled) = self.same_label(&out.hardest[..listed]);
         *out.figures = Figures {
             loss: loss.loss,
             log_sum_exp: loss.log_sum_exp,
@@ -451,7 +454,8 @@ impl Row<'_> {
             unmasked,
             mixed_harder: harder(out.mixed_logits),
             query_mixed_harder: harder(out.query_mixed_logits),
-            same_label: self.same_label(&out.hardest[..listed]),
+            same_label,
+            labelled,
             log_uniformity: f64::from(UNIFORMITY_FACTOR) * f64::from(shift) + uniformity.ln(),
         };
         if !out.matching.is_empty() {
@@ -464,27 +468,26 @@ impl Row<'_> {
         }
     }
 
-    fn same_label(&self, hardest: &[u32]) -> usize {
-        match (self.batch.labels(), self.queue.labels()) {
-            (Some(own), Some(labels)) => {
-                let own = own[self.row];
-                let same = |&&index: &&u32| own != NO_LABEL && labels[index as usize] == own;
-                hardest.iter().filter(same).count()
-            }
-            _ => 0,
+    /// How many of these share the query's label, and how many have one at all; of a query without
+    /// a label nothing is counted.
+    fn same_label(&self, hardest: &[u32]) -> (usize, usize) {
+        let (Some(own), Some(labels)) = (self.batch.labels(), self.queue.labels()) else {
+            return (0, 0);
+        };
+        let own = own[self.row];
+        if own == NO_LABEL {
+            return (0, 0);
         }
+        let of = |wanted: &dyn Fn(u32) -> bool| {
+            let label = |&index: &u32| labels[index as usize];
+            hardest.iter().map(label).filter(|&l| wanted(l)).count()
+        };
+        (of(&|label| label == own), of(&|label| label != NO_LABEL))
     }
 }
 
 /// Gathers the rows' figures, in row order.
-fn report(
-    output: &mut Output,
-    batch: &Batch<'_>,
-    queue: &Queue,
-    config: &Config,
-    figures: &[Figures],
-    matching: &[f64],
-) {
+fn report(output: &mut Output, config: &Config, figures: &[Figures], matching: &[f64]) {
     let rows = figures.len() as f64;
     let sum: f64 = figures.iter().map(|f| f.loss).sum();
     output.reduced_loss = if config.reduction() == Reduction::Mean {
@@ -505,14 +508,6 @@ fn report(
     let total = |part: fn(&Figures) -> usize| figures.iter().map(part).sum::<usize>();
     let finite = || figures.iter().filter(|f| !f.loss.is_nan());
     let mixing = || finite().filter(|f| f.unmasked > 0).count();
-    let labelled = |labels: &[u32]| {
-        figures
-            .iter()
-            .zip(labels)
-            .filter(|(_, l)| **l != NO_LABEL)
-            .map(|(f, _)| f.listed)
-            .sum()
-    };
     output.metrics = Metrics {
         proxy_accuracy: total(|f| usize::from(f.hit)) as f64 / rows,
         proxy_accuracy_with_synthetic: total(|f| usize::from(f.hit_with_synthetic)) as f64 / rows,
@@ -528,13 +523,7 @@ fn report(
             total(|f| f.query_mixed_harder),
             mixing() * config.query_mixed(),
         ),
-        same_label_share: share(
-            total(|f| f.same_label),
-            batch
-                .labels()
-                .filter(|_| queue.labels().is_some())
-                .map_or(0, labelled),
-        ),
+        same_label_share: share(total(|f| f.same_label), total(|f| f.labelled)),
     };
 }
 

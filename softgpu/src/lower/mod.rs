@@ -362,7 +362,7 @@ impl<'a> Lowering<'a> {
             (_, Some(function)) => *function,
             ("vprintf", None) => return Ok(()),
             ("__assertfail", None) => {
-                self.emit(Op::Trap("an assertion failed"), line);
+                self.emit(Op::Trap("assertion failed"), line);
                 return Ok(());
             }
             _ => {

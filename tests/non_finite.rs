@@ -1,0 +1,213 @@
+//! Inputs that are no numbers, and numbers whose products are none: the row is NaN, the status
+//! says which, the loss is an error, and every other row keeps its bits.
+
+mod common;
+
+use common::cases::{Case, Labels, Norms, Recipe};
+use common::{Backend, backends, row_bits};
+use hardmix::{Error, Output, Queue, Reduction, Rows, Status};
+
+const BAD: [f32; 4] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN];
+
+/// Rows in which something was spoilt, and what the status says about the first of them.
+fn check(backend: &dyn Backend, good: &Output, case: &Case, bad: &[usize], argument: &str) {
+    let dim = case.queue.dim();
+    let output = backend.step(case).expect("the step itself succeeds");
+    let what = format!("{}: {argument}, rows {bad:?}", backend.name());
+    match output.status {
+        Status::NonFinite {
+            argument: named,
+            row,
+        } => {
+            assert_eq!((named, row), (argument, bad[0]), "{what}");
+        }
+        other => panic!("{what}: the status is {other:?}"),
+    }
+    let error = output.loss().expect_err("no number");
+    assert!(
+        matches!(error, Error::NonFinite { row, .. } if row == bad[0]),
+        "{what}"
+    );
+    assert_eq!(
+        error.to_string(),
+        format!("row {} of {argument} is not finite", bad[0])
+    );
+    let (before, after) = (row_bits(good), row_bits(&output));
+    for b in 0..case.rows() {
+        if bad.contains(&b) {
+            assert!(
+                output.loss_rows[b].is_nan(),
+                "{what}: loss {}",
+                output.loss_rows[b]
+            );
+            let gradient = &output.grad_queries[b * dim..(b + 1) * dim];
+            assert!(gradient.iter().all(|g| g.is_nan()), "{what}: gradient");
+            if let Some(keys) = &output.grad_keys {
+                assert!(
+                    keys[b * dim..(b + 1) * dim].iter().all(|g| g.is_nan()),
+                    "{what}: keys"
+                );
+            }
+            assert!(
+                !output.hits[b] && !output.hits_with_synthetic[b],
+                "{what}: NaN is a miss"
+            );
+        } else {
+            assert_eq!(before[b], after[b], "{what}: row {b} is another's business");
+        }
+    }
+}
+
+fn case(labels: Labels, reduction: Reduction) -> Case {
+    Recipe {
+        rows: 9,
+        key_gradient: true,
+        norms: Norms::Ragged,
+        labels,
+        reduction,
+        ..Recipe::default()
+    }
+    .build()
+}
+
+#[test]
+fn a_bad_query_or_key_spoils_its_row_alone() {
+    for backend in backends() {
+        for labels in [Labels::None, Labels::Oracle(3)] {
+            for reduction in [Reduction::Mean, Reduction::None] {
+                let case = case(labels, reduction);
+                let good = backend.step(&case).expect("a valid case");
+                let dim = case.queue.dim();
+                for value in BAD {
+                    for (row, at) in [(0, 0), (4, 23), (8, 11)] {
+                        let mut spoilt = case.clone();
+                        spoilt.queries[row * dim + at] = value;
+                        check(backend.as_ref(), &good, &spoilt, &[row], "queries");
+                        let mut spoilt = case.clone();
+                        spoilt.keys[row * dim + at] = value;
+                        check(backend.as_ref(), &good, &spoilt, &[row], "keys");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_bad_row_is_the_one_named() {
+    for backend in backends() {
+        let case = case(Labels::None, Reduction::Mean);
+        let good = backend.step(&case).expect("a valid case");
+        let dim = case.queue.dim();
+        let mut spoilt = case.clone();
+        spoilt.queries[7 * dim] = f32::NAN;
+        spoilt.keys[3 * dim + 1] = f32::INFINITY;
+        check(backend.as_ref(), &good, &spoilt, &[3, 7], "keys");
+        // A whole batch of them.
+        let mut spoilt = case.clone();
+        spoilt.queries.fill(f32::NAN);
+        let all: Vec<usize> = (0..9).collect();
+        check(backend.as_ref(), &good, &spoilt, &all, "queries");
+    }
+}
+
+/// A workspace that has seen NaN forgets it.
+#[test]
+fn the_next_batch_is_clean() {
+    for backend in backends() {
+        let case = case(Labels::None, Reduction::Mean);
+        let good = backend.step(&case).expect("a valid case");
+        let mut spoilt = case.clone();
+        spoilt.queries.fill(f32::NAN);
+        spoilt.keys.fill(f32::INFINITY);
+        let mut step = backend.new_step(case.config.clone());
+        step.run(&spoilt.batch(), &spoilt.queue, &spoilt.draws)
+            .expect("runs");
+        let after = step
+            .run(&case.batch(), &case.queue, &case.draws)
+            .expect("runs");
+        common::assert_same_bits(&good, &after, "after a batch of NaN");
+    }
+}
+
+/// Finite inputs whose products overflow f32: `logits` in the status, of that row alone.
+#[test]
+fn overflowing_logits_spoil_their_row_alone() {
+    for backend in backends() {
+        let case = case(Labels::None, Reduction::Mean);
+        let good = backend.step(&case).expect("a valid case");
+        let dim = case.queue.dim();
+        for sign in [1.0, -1.0] {
+            let mut spoilt = case.clone();
+            // 24 · 3e38 · 0.1 and more, whatever the signs: ∞, −∞ or ∞ − ∞.
+            spoilt.queries[5 * dim..6 * dim].fill(sign * 3e38);
+            check(backend.as_ref(), &good, &spoilt, &[5], "logits");
+        }
+        let mut spoilt = case.clone();
+        spoilt.keys[2 * dim..3 * dim].fill(3e38);
+        spoilt.queries[2 * dim..3 * dim].fill(3.0);
+        let output = backend.step(&spoilt).expect("the step itself succeeds");
+        assert_eq!(
+            format!("{:?}", output.status),
+            "NonFinite { argument: \"logits\", row: 2 }",
+            "{}: a positive that overflows",
+            backend.name()
+        );
+        assert!(output.loss_rows[2].is_nan());
+    }
+}
+
+/// Norms whose squares leave the range of f32 while their products do not. The answer may be right,
+/// or the row may be NaN with its status; it may not be finite and wrong.
+#[test]
+fn extreme_norms_are_right_or_refused() {
+    for backend in backends() {
+        for exponent in [-40, -38, -30, -24, -20, -12, 12, 18, 20, 25, 30, 37] {
+            for queries_too in [false, true] {
+                let mut case = Recipe {
+                    temperature: 1.0,
+                    ..Recipe::default()
+                }
+                .build();
+                let scale = 10f32.powi(exponent);
+                let scaled: Vec<f32> = case
+                    .queue
+                    .rows()
+                    .to_f32()
+                    .iter()
+                    .map(|x| x * scale)
+                    .collect();
+                case.queue = Queue::from_rows(Rows::F32(scaled), 24).expect("a queue");
+                let inverse = if queries_too { scale } else { scale.recip() };
+                // Products of about 1 (or their squares): the exponentials stay in range.
+                case.queries.iter_mut().for_each(|x| *x *= inverse);
+                if case.queries.iter().any(|x| !x.is_finite()) {
+                    continue;
+                }
+                let output = backend.step(&case).expect("the step itself succeeds");
+                let what = format!("{}: 1e{exponent}, {queries_too}", backend.name());
+                let problem = common::reference::Problem::new(&case);
+                let draws = common::reference::rows_of_draws(&output.draws, case.rows());
+                for (b, draws) in draws.iter().enumerate() {
+                    if output.loss_rows[b].is_nan() {
+                        assert_ne!(output.status, Status::Finite, "{what}: NaN without a word");
+                        continue;
+                    }
+                    let hardest =
+                        common::reference::unpadded(&output.hardest[b * 20..(b + 1) * 20]);
+                    let row = problem.row(b, draws, Some(&hardest));
+                    let bounds = common::tolerance::bounds(&problem, b, &row, backend.arithmetic());
+                    let off = (f64::from(output.loss_rows[b]) - row.loss).abs();
+                    // Subnormal products have an absolute error.
+                    let underflow = 100.0 * 1.2e-38 * 24.0 / problem.temperature;
+                    assert!(
+                        off <= bounds.loss + underflow,
+                        "{what}: the loss of row {b} is {}; the reference has {}",
+                        output.loss_rows[b],
+                        row.loss
+                    );
+                }
+            }
+        }
+    }
+}
