@@ -92,7 +92,7 @@ fn every_golden_case_is_within_its_tolerance() {
     }
 }
 
-/// Half of T or less would let no defect of that size through; twice the loss would.
+/// Errors of twice the tolerance are seen, in one row's loss and in a few rows' gradient.
 #[test]
 fn the_check_can_fail() {
     let golden = Golden::load("both");
