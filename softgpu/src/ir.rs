@@ -1,5 +1,7 @@
 //! A loaded module: kernels with their decoded instructions, and the addresses of module data.
 
+pub(crate) mod asynchronous;
+
 use std::collections::HashMap;
 use std::fmt;
 
@@ -97,6 +99,9 @@ impl Module {
 #[derive(Default)]
 pub(crate) struct Code {
     pub(crate) instructions: Vec<Instruction>,
+    /// For each instruction, the registers that it shares with some wgmma of the kernel; empty
+    /// without wgmma.
+    pub(crate) touched: Vec<Box<[Index]>>,
     /// For each instruction, its source: file number and line.
     pub(crate) lines: Vec<(u32, u32)>,
     pub(crate) files: HashMap<u32, String>,
@@ -199,6 +204,8 @@ pub(crate) enum Op {
     CommitGroup,
     /// `cp.async.wait_group`; `None` waits for everything.
     WaitGroup(Option<u32>),
+    /// mbarriers, bulk copies, wgmma.
+    Asynchronous(Box<asynchronous::Asynchronous>),
 }
 
 /// The file that a register lies in, and how many of its bytes count.

@@ -4,7 +4,9 @@
 //! first, so that lanes meet again where their paths join.
 
 use crate::clock::Known;
+use crate::execute::Origin;
 use crate::registers::{LANES, Registers};
+use crate::tensor::pipe::Pipe;
 
 /// Why a group does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub(crate) struct Warp {
     pub(crate) forced: bool,
     /// The phase of the cluster's barrier that it has arrived at.
     pub(crate) cluster_generation: u32,
+    /// The wgmma operations in flight; `None` before the first.
+    pub(crate) pipe: Option<Box<Pipe<Origin>>>,
 }
 
 impl Warp {
@@ -72,6 +76,7 @@ impl Warp {
             informed: false,
             forced: false,
             cluster_generation: 0,
+            pipe: None,
         }
     }
 
@@ -92,6 +97,7 @@ impl Warp {
             self.informed = false;
         }
         self.cluster_generation = 0;
+        self.pipe = None;
     }
 
     /// Takes out the group that runs next, joined with those that wait at the same instruction.

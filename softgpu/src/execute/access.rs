@@ -184,7 +184,7 @@ impl Machine<'_> {
 
     /// Runs `f` on the bytes of a target with everything that checking them needs.
     #[inline(always)]
-    fn with_extent<T>(
+    pub(super) fn with_extent<T>(
         &mut self,
         warp: &mut Warp,
         landing: Landing,
@@ -402,7 +402,7 @@ impl Machine<'_> {
     /// A read of unwritten bytes: an error at the end of the block, unless a race explains it by
     /// then (the write may only be late).
     #[cold]
-    fn defer(
+    pub(super) fn defer(
         &mut self,
         landing: Landing,
         warp: &Warp,

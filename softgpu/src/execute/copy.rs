@@ -18,6 +18,8 @@ pub(crate) struct Origin {
     /// The resident block whose thread it is.
     pub(crate) block: usize,
     pub(crate) at: u16,
+    /// The lane of the target block's pseudo-warp that writes; `None` for the thread itself.
+    pub(crate) actor: Option<u32>,
 }
 
 impl Machine<'_> {
@@ -26,6 +28,7 @@ impl Machine<'_> {
             thread: warp.serial << 5 | lane as u32,
             block: warp.block,
             at: u16::try_from(pc).unwrap_or(u16::MAX),
+            actor: None,
         }
     }
 
@@ -243,10 +246,17 @@ impl Fabric<Origin> for Machine<'_> {
 
     fn write(&mut self, to: Location, bytes: &[u8], origin: &Origin) -> Result<()> {
         let now = self.memory.now;
+        // Seen by others as a write of the issuing thread, at the time of landing; a bulk copy
+        // as one of the pseudo-warp of the block whose memory it writes.
+        let mut writer = origin.thread;
         let (extent, offset) = match to.space {
             CopySpace::Shared(rank) => {
                 self.counters.shared_bytes += bytes.len() as u64;
                 let block = self.block_of(rank, origin);
+                if let Some(lane) = origin.actor {
+                    let pseudo = self.blocks[block].sequence * (self.warps + 1) + self.warps;
+                    writer = pseudo << 5 | lane;
+                }
                 (&mut self.blocks[block].shared, to.address)
             }
             CopySpace::Global => {
@@ -266,27 +276,25 @@ impl Fabric<Origin> for Machine<'_> {
         }
         extent.bytes[offset..end].copy_from_slice(bytes);
         extent.written.mark(offset, bytes.len());
-        // Seen by others as a write of the issuing thread, at the time of landing.
         for word in offset / 4..end.div_ceil(4) {
             let cell = extent.cells.cell(word);
-            cell.write = Mark::new(now, origin.thread, false, 15);
+            cell.write = Mark::new(now, writer, false, 15);
             cell.write_at = origin.at;
         }
         self.progress += 1;
         Ok(())
     }
 
-    fn complete(&mut self, barrier: Location, _: u32, origin: &Origin) -> Result<()> {
-        let what = format!("an mbarrier at {}", barrier.address);
-        Err(self.copy_fault(Kind::Unsupported, what, origin, "started the copy"))
+    fn complete(&mut self, barrier: Location, bytes: u32, origin: &Origin) -> Result<()> {
+        self.complete_bytes(barrier, bytes, origin)
     }
 
     fn expect_arrival(&mut self, barrier: Location, origin: &Origin) -> Result<()> {
-        self.complete(barrier, 0, origin)
+        self.expect_copies(barrier, origin)
     }
 
     fn arrive(&mut self, barrier: Location, origin: &Origin) -> Result<()> {
-        self.complete(barrier, 0, origin)
+        self.arrive_after_copies(barrier, origin)
     }
 
     fn conflict(&self, at: Location, earlier: (&Origin, Use), later: (&Origin, Use)) -> Fault {

@@ -1,14 +1,19 @@
 //! Execution: a machine with resident blocks, and the loop that steps a warp.
 
 mod access;
+mod asynchronous;
 mod atomic;
+mod bulk;
 mod copy;
 mod locate;
+mod mbarrier;
 mod race;
 mod site;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod touch;
+mod wgmma;
 
 use std::collections::HashMap;
 
@@ -19,6 +24,7 @@ use crate::copy::Engine;
 use crate::counters::Counters;
 use crate::fault::{Fault, Kind};
 use crate::ir::{Kernel, Op, Width};
+use crate::launch::Copies;
 use crate::memory::{Memory, Order};
 use crate::warp::{Group, Wait, Warp};
 pub(crate) use copy::Origin;
@@ -34,6 +40,8 @@ pub(crate) struct Flags {
     pub(crate) shared_races: bool,
     pub(crate) global_races: bool,
     pub(crate) barriers: bool,
+    pub(crate) copies: bool,
+    pub(crate) proxies: bool,
 }
 
 impl Flags {
@@ -45,6 +53,9 @@ impl Flags {
             shared_races: checks.has(Check::SharedRaces),
             global_races: checks.has(Check::GlobalRaces),
             barriers: checks.has(Check::Barriers),
+            copies: checks.has(Check::AsyncCopies),
+            // It goes by the marks that race detection makes.
+            proxies: checks.has(Check::Proxies) && checks.has(Check::SharedRaces),
         }
     }
 }
@@ -65,6 +76,11 @@ pub(crate) struct Machine<'a> {
     pub(crate) locations: HashMap<u64, Location>,
     /// Barriers of the clusters, by their first resident block.
     pub(crate) clusters: Vec<sync::ClusterBarrier>,
+    /// What is known of mbarriers, by resident block and shared address.
+    pub(crate) gates: HashMap<(usize, u32), mbarrier::Gate>,
+    /// When asynchronous operations land.
+    pub(crate) copies: Copies,
+    pub(crate) seed: u64,
     /// Accesses stamped up to here come before the launch.
     pub(crate) floor: u32,
     /// Logical time at which the launch began.
@@ -222,6 +238,11 @@ impl Machine<'_> {
             return Ok(Flow::Next);
         }
         let pc = group.pc;
+        if let Some(touched) = kernel.code.touched.get(pc as usize)
+            && !touched.is_empty()
+        {
+            self.wgmma_access(warp, touched, pc)?;
+        }
         match &instruction.op {
             Op::Compute(action) => action(&mut warp.registers, mask),
             Op::Load(load) => self.load(warp, load, mask, pc)?,
@@ -270,6 +291,9 @@ impl Machine<'_> {
             Op::CommitGroup => self.commit_copies(warp, mask),
             Op::WaitGroup(groups) => self.wait_copies(warp, *groups, mask)?,
             Op::Yield => return Ok(Flow::Yield),
+            Op::Asynchronous(operation) => {
+                return self.asynchronous(warp, operation, mask, group);
+            }
             Op::Collective { .. }
             | Op::Barrier(_)
             | Op::WarpBarrier { .. }

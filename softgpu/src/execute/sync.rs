@@ -187,7 +187,7 @@ impl Machine<'_> {
     }
 
     /// Adds to `into` what arriving lanes know, their own accesses included if `own`.
-    fn contribute(&mut self, warp: &Warp, mask: u32, own: bool, into: &mut Knowledge) {
+    pub(super) fn contribute(&mut self, warp: &Warp, mask: u32, own: bool, into: &mut Knowledge) {
         let size = self.threads();
         if warp.informed {
             gather(&warp.known, mask, into, size);
@@ -305,6 +305,9 @@ impl Machine<'_> {
         warp.alive &= !mask;
         self.progress += 1;
         self.blocks[warp.block].alive -= mask.count_ones();
+        if self.blocks[warp.block].alive == 0 {
+            self.check_left_copies(warp.block)?;
+        }
         for id in 0..16 {
             if self.blocks[warp.block].barriers[id].expected.is_none() {
                 self.complete(warp.block, id);
@@ -448,7 +451,12 @@ impl Machine<'_> {
         Ok(Flow::Next)
     }
 
-    fn learn_cluster(&mut self, warp: &mut Warp, mask: u32, released: &[(u32, Knowledge)]) {
+    pub(super) fn learn_cluster(
+        &mut self,
+        warp: &mut Warp,
+        mask: u32,
+        released: &[(u32, Knowledge)],
+    ) {
         let sequence = self.blocks[warp.block].sequence;
         let size = self.threads();
         let mut known = Knowledge::default();

@@ -2,6 +2,7 @@
 
 mod access;
 mod arithmetic;
+mod asynchronous;
 mod control;
 mod convert;
 mod half;
@@ -160,6 +161,7 @@ fn kernel(
     lowering.function(function)?;
     lowering.emit(Op::Exit, 0);
     lowering.place_dynamic_shared();
+    lowering.keep_shared_registers();
     let mut code = lowering.finish()?;
     compact(&mut code);
     let shape = |name: &str| {
@@ -323,7 +325,9 @@ impl<'a> Lowering<'a> {
         }
         let op = self.decode(&mut opcode, operands)?;
         opcode.finish()?;
+        let number = self.code.instructions.len();
         self.emit_guarded(guard, op, line);
+        self.note_registers(number, operands);
         Ok(())
     }
 
@@ -332,6 +336,9 @@ impl<'a> Lowering<'a> {
             return Ok(op);
         }
         if let Some(op) = self.access(opcode, operands)? {
+            return Ok(op);
+        }
+        if let Some(op) = self.asynchronous(opcode, operands)? {
             return Ok(op);
         }
         if let Some(op) = self.tensor(opcode, operands)? {

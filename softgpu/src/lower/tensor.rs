@@ -8,7 +8,7 @@ use crate::registers::LANES;
 use crate::tensor::mma::Mma;
 use crate::tensor::{Accumulator, Element, matrix};
 
-fn element(kind: &str) -> Option<Element> {
+pub(super) fn element(kind: &str) -> Option<Element> {
     Some(match kind {
         "f16" => Element::F16,
         "bf16" => Element::Bf16,
@@ -21,7 +21,7 @@ fn element(kind: &str) -> Option<Element> {
     })
 }
 
-fn accumulator(kind: &str) -> Option<Accumulator> {
+pub(super) fn accumulator(kind: &str) -> Option<Accumulator> {
     Some(match kind {
         "f16" => Accumulator::F16,
         "f32" => Accumulator::F32,
