@@ -202,7 +202,8 @@ impl Form {
                         pairs.into_iter().all(|(old, new)| {
                             old == new
                                 || old.is_nan() && new.is_nan()
-                                || (old - new).abs() <= absolute.max(relative * old.abs())
+                                || old.is_finite()
+                                && (old - new).abs() <= absolute.max(relative * old.abs())
                         })
                     }
                     Agreement::Sum { terms } => {

@@ -1,8 +1,11 @@
 //! Bulk copies: issued by a thread, moved by the copy engine of the cluster.
 
+use std::rc::Rc;
+
 use super::access::{Landing, Target, addresses};
 use super::race::Access;
 use super::{Machine, Origin, Result, lanes};
+use crate::clock::{Clock, Knowledge, View, teach};
 use crate::copy::{Location, Piece, Space as CopySpace, tile};
 use crate::fault::{Fault, Kind};
 use crate::ir::asynchronous::{BulkSource, BulkTarget, Pointer};
@@ -66,11 +69,11 @@ impl Machine<'_> {
                 }
                 None => Vec::new(),
             };
-            self.check_pieces(warp, &pieces, &ranks, lane, pc)?;
             let origin = Origin {
-                actor: Some(Self::pseudo_lane(barrier.address)),
+                actor: Some(Self::load_lane(barrier.address)),
                 ..Self::origin(warp, lane, pc)
             };
+            self.check_pieces(warp, &pieces, &ranks, &origin, (lane, pc))?;
             self.with_engine(warp.block, |machine, engine| {
                 engine.load(pieces, ranks, barrier, origin, machine)
             })?;
@@ -101,8 +104,11 @@ impl Machine<'_> {
                         .map_err(|fault| fault.at(self.site(warp, lane as u32, pc, "copies")))?
                 }
             };
-            self.check_pieces(warp, &pieces, &[], lane, pc)?;
-            let origin = Self::origin(warp, lane, pc);
+            let origin = Origin {
+                actor: Some(Self::store_lane(warp)),
+                ..Self::origin(warp, lane, pc)
+            };
+            self.check_pieces(warp, &pieces, &[], &origin, (lane, pc))?;
             let thread = self.thread_number(warp, lane);
             self.with_engine(warp.block, |machine, engine| {
                 engine.store(thread, pieces, origin, machine)
@@ -123,7 +129,7 @@ impl Machine<'_> {
     ) -> Result<Vec<Piece>> {
         if self.flags.alignment {
             let all = from.address | to.address | u64::from(bytes);
-            if all % 16 != 0 {
+            if !all.is_multiple_of(16) {
                 let what = format!(
                     "a bulk copy of {bytes} bytes from {:#x} to {:#x}: multiples of 16 are needed",
                     from.address, to.address
@@ -182,48 +188,53 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// The checks of ordinary accesses by the issuing thread, at the moment of issue.
+    /// The checks of ordinary accesses by the issuing thread, at the moment of issue. From then
+    /// on the targets count as written by the engine.
     fn check_pieces(
         &mut self,
         warp: &mut Warp,
         pieces: &[Piece],
         multicast: &[u32],
-        lane: usize,
-        pc: u32,
+        origin: &Origin,
+        (lane, pc): (usize, u32),
     ) -> Result<()> {
+        let read = Access::Read { strong: false };
+        let write = Access::Write {
+            strong: false,
+            same: false,
+        };
+        let mut uses = Vec::new();
         for piece in pieces {
-            if let Some(from) = piece.from {
-                let access = Access::Read { strong: false };
-                self.check_location(warp, from, piece.read, access, lane, pc)?;
-            }
-            let access = Access::Write {
-                strong: false,
-                same: false,
-            };
+            uses.extend(piece.from.map(|from| (from, piece.read, read)));
             if multicast.is_empty() {
-                self.check_location(warp, piece.to, piece.bytes, access, lane, pc)?;
+                uses.push((piece.to, piece.bytes, write));
             }
-            for rank in multicast {
-                let to = piece.to.in_block(*rank);
-                self.check_location(warp, to, piece.bytes, access, lane, pc)?;
-            }
+            uses.extend(
+                multicast
+                    .iter()
+                    .map(|rank| (piece.to.in_block(*rank), piece.bytes, write)),
+            );
+        }
+        uses.retain(|(_, bytes, _)| *bytes > 0);
+        // Pieces may share words: each pass looks at what was there before the copy.
+        for (at, bytes, _) in &uses {
+            let landing = self.landing_of(warp, *at, lane);
+            self.check_proxy(warp, landing, lane, (at.address, *bytes), pc)?;
+        }
+        for (at, bytes, access) in &uses {
+            let landing = self.landing_of(warp, *at, lane);
+            self.touch(warp, landing, lane, (at.address, *bytes), *access, pc)?;
+        }
+        for (at, bytes, _) in uses.iter().filter(|(_, _, access)| *access == write) {
+            let landing = self.landing_of(warp, *at, lane);
+            let writer = self.writer(*at, origin);
+            self.claim(warp, landing, (at.address, *bytes), writer, pc);
         }
         Ok(())
     }
 
-    fn check_location(
-        &mut self,
-        warp: &mut Warp,
-        at: Location,
-        bytes: u32,
-        access: Access,
-        lane: usize,
-        pc: u32,
-    ) -> Result<()> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        let landing = match at.space {
+    fn landing_of(&mut self, warp: &Warp, at: Location, lane: usize) -> Landing {
+        match at.space {
             CopySpace::Shared(rank) => {
                 let block = self.blocks[warp.block].cluster + rank as usize;
                 Landing {
@@ -233,8 +244,26 @@ impl Machine<'_> {
                 }
             }
             CopySpace::Global => self.landing(warp, Space::Global, &[at.address; 32], 1 << lane),
+        }
+    }
+
+    /// The thread that counts as the writer of what a copy writes: a lane of the pseudo-warp of
+    /// the block whose shared memory it is, or that stores; the issuing thread for `cp.async`.
+    pub(super) fn writer(&self, to: Location, origin: &Origin) -> u32 {
+        let Some(lane) = origin.actor else {
+            return origin.thread;
         };
-        self.touch(warp, landing, lane, (at.address, bytes), access, true, pc)
+        let block = match to.space {
+            CopySpace::Shared(rank) => self.block_of(rank, origin),
+            CopySpace::Global => origin.block,
+        };
+        let warp = self.blocks[block].sequence * (self.warps + 1) + self.warps;
+        warp << 5 | lane
+    }
+
+    /// The lane of a block's pseudo-warp that stands for the stores of a warp.
+    const fn store_lane(warp: &Warp) -> u32 {
+        16 + warp.index % 16
     }
 
     /// `cp.async.bulk.commit_group`.
@@ -249,7 +278,7 @@ impl Machine<'_> {
     /// `cp.async.bulk.wait_group`.
     pub(super) fn wait_bulk(
         &mut self,
-        warp: &Warp,
+        warp: &mut Warp,
         groups: u32,
         read: bool,
         mask: u32,
@@ -263,6 +292,18 @@ impl Machine<'_> {
                     engine.wait_stores(thread, groups as usize, machine)
                 }
             })?;
+        }
+        if !read && (self.flags.shared_races || self.flags.global_races) {
+            // What the stores wrote comes before what the thread does next.
+            let thread = self.warps * 32 + Self::store_lane(warp);
+            let view = View::of_thread(0, 0, thread, self.memory.now);
+            let known = Knowledge {
+                seen: Clock::of(view),
+                ..Knowledge::default()
+            };
+            warp.informed = true;
+            teach(&mut warp.known, mask, &Rc::new(known), self.threads());
+            self.memory.advance();
         }
         Ok(())
     }

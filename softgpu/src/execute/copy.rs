@@ -246,17 +246,12 @@ impl Fabric<Origin> for Machine<'_> {
 
     fn write(&mut self, to: Location, bytes: &[u8], origin: &Origin) -> Result<()> {
         let now = self.memory.now;
-        // Seen by others as a write of the issuing thread, at the time of landing; a bulk copy
-        // as one of the pseudo-warp of the block whose memory it writes.
-        let mut writer = origin.thread;
+        // Seen by others as a write at the time of landing.
+        let writer = self.writer(to, origin);
         let (extent, offset) = match to.space {
             CopySpace::Shared(rank) => {
                 self.counters.shared_bytes += bytes.len() as u64;
                 let block = self.block_of(rank, origin);
-                if let Some(lane) = origin.actor {
-                    let pseudo = self.blocks[block].sequence * (self.warps + 1) + self.warps;
-                    writer = pseudo << 5 | lane;
-                }
                 (&mut self.blocks[block].shared, to.address)
             }
             CopySpace::Global => {

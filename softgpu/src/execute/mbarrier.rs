@@ -100,7 +100,7 @@ impl Machine<'_> {
             mask: 1 << lane,
         };
         let range = (offset.into(), Mbarrier::BYTES);
-        self.touch(warp, landing, lane, range, access, false, pc)
+        self.touch(warp, landing, lane, range, access, pc)
     }
 
     fn state(&self, (block, offset): Place) -> std::result::Result<Mbarrier, Misuse> {
@@ -381,7 +381,7 @@ impl Machine<'_> {
         let block = self.block_of(rank, origin);
         if self.flags.shared_races || self.flags.global_races {
             let sequence = self.blocks[block].sequence;
-            let thread = self.warps * 32 + Self::pseudo_lane(barrier.address);
+            let thread = self.warps * 32 + Self::load_lane(barrier.address);
             let view = View::of_thread(0, 0, thread, self.memory.now);
             let known = Knowledge {
                 seen: Clock::of(view),
@@ -394,8 +394,8 @@ impl Machine<'_> {
     }
 
     /// The lane of a block's pseudo-warp that stands for the copies which complete at a barrier.
-    pub(super) const fn pseudo_lane(barrier: u64) -> u32 {
-        (barrier >> 3) as u32 & 31
+    pub(super) const fn load_lane(barrier: u64) -> u32 {
+        (barrier >> 3) as u32 & 15
     }
 
     /// `cp.async.mbarrier.arrive` without `.noinc`, at issue.

@@ -8,13 +8,6 @@ use crate::memory::Extent;
 use crate::shadow::Mark;
 use crate::warp::Warp;
 
-/// Why an access of the asynchronous proxy fails.
-enum Refusal {
-    Trouble(Trouble),
-    /// A write of the generic proxy that no fence has handed over: which, where, and the word.
-    Unfenced(Mark, u16, usize),
-}
-
 /// Which writes the asynchronous proxy must have been shown by a fence.
 #[derive(Clone, Copy)]
 struct Generic {
@@ -69,9 +62,7 @@ impl Generic {
 }
 
 impl Machine<'_> {
-    /// Checks an access of `bytes` bytes at `address` on behalf of a lane; with `proxy`, by the
-    /// asynchronous proxy.
-    #[allow(clippy::too_many_arguments)]
+    /// Checks an access of `bytes` bytes at `address` on behalf of a lane.
     pub(super) fn touch(
         &mut self,
         warp: &mut Warp,
@@ -79,89 +70,118 @@ impl Machine<'_> {
         lane: usize,
         (address, bytes): (u64, u32),
         access: Access,
-        proxy: bool,
         pc: u32,
     ) -> Result<()> {
         let flags = self.flags;
         let reads = matches!(access, Access::Read { .. });
         self.check_host(warp, landing, lane, (address, bytes), !reads, pc)?;
-        if let Target::Shared(block) = landing.target
-            && self.blocks[block].alive == 0
-            && flags.bounds
-        {
-            let what = "shared memory of a block of the cluster that has ended";
-            let site = self.site(warp, lane as u32, pc, "uses it");
-            return Err(Fault::new(Kind::UseAfterFree, what).at(site));
-        }
-        let generic = (proxy && flags.proxies).then(|| self.generic(warp, landing));
+        self.check_alive(warp, landing, lane, pc)?;
         let offset = address.wrapping_sub(landing.base) as usize;
         let end = offset.saturating_add(bytes as usize);
-        let check = |extent: &mut Extent, accessor: Option<&_>, context: &Context| {
+        let result = self.with_extent(warp, landing, pc, None, |extent, _, accessor, context| {
             if end > extent.bytes.len() || is_reserved(landing, offset) {
                 return if flags.bounds {
-                    Err(Refusal::Trouble(Trouble::Bounds))
+                    Err(Trouble::Bounds)
                 } else {
                     Ok(())
                 };
             }
             if reads && flags.uninitialised && !extent.written.all(offset, end - offset) {
-                return Err(Refusal::Trouble(Trouble::Unwritten));
+                return Err(Trouble::Unwritten);
             }
-            // Before `visit`, which takes the word over.
-            let hidden = generic.and_then(|g| g.find(extent, offset..end, context, lane));
-            if let Some((mark, at, word)) = hidden {
-                return Err(Refusal::Unfenced(mark, at, word));
-            }
-            if let Some(accessor) = accessor {
-                visit(
-                    extent,
-                    offset,
-                    end - offset,
-                    lane,
-                    access,
-                    accessor,
-                    context,
-                )
-                .map_err(|conflict| Refusal::Trouble(Trouble::Race(conflict)))?;
-            }
-            Ok(())
-        };
-        let result = self.with_extent(warp, landing, pc, None, |extent, _, accessor, context| {
-            check(extent, accessor, context)
+            let Some(accessor) = accessor else {
+                return Ok(());
+            };
+            visit(
+                extent,
+                offset,
+                end - offset,
+                lane,
+                access,
+                accessor,
+                context,
+            )
+            .map_err(Trouble::Race)
         });
+        let size = bytes.into();
         match result {
             Ok(()) => Ok(()),
-            Err(Refusal::Trouble(Trouble::Unwritten)) => {
-                self.defer(landing, warp, lane, address, bytes.into(), pc)
+            Err(Trouble::Unwritten) => self.defer(landing, warp, lane, address, size, pc),
+            Err(trouble) => {
+                Err(self.trouble(trouble, landing, warp, lane, address, size, pc, access))
             }
-            Err(Refusal::Trouble(trouble)) => Err(self.trouble(
-                trouble,
-                landing,
-                warp,
-                lane,
-                address,
-                bytes.into(),
-                pc,
-                access,
-            )),
-            Err(Refusal::Unfenced(mark, at, word)) => {
-                let place = match landing.target {
-                    Target::Shared(_) => format!("shared address {}", 4 * word),
-                    _ => format!(
-                        "offset {} of the allocation at {:#x}",
-                        4 * word,
-                        landing.base
-                    ),
-                };
-                let what = format!(
-                    "the asynchronous proxy uses {place}, written by the generic one with no \
-                     fence.proxy.async after it"
-                );
-                let action = if reads { "reads it" } else { "writes it" };
-                let fault = Fault::new(Kind::MissingProxyFence, what);
-                let fault = fault.at(self.site(warp, lane as u32, pc, action));
-                Err(fault.at(self.site_of(mark.thread(), at, "wrote it".into())))
+        }
+    }
+
+    /// Checks that the asynchronous proxy has been shown what it is about to use.
+    pub(super) fn check_proxy(
+        &mut self,
+        warp: &mut Warp,
+        landing: Landing,
+        lane: usize,
+        (address, bytes): (u64, u32),
+        pc: u32,
+    ) -> Result<()> {
+        if !self.flags.proxies {
+            return Ok(());
+        }
+        let generic = self.generic(warp, landing);
+        let offset = address.wrapping_sub(landing.base) as usize;
+        let end = offset.saturating_add(bytes as usize);
+        let hidden = self.with_extent(warp, landing, pc, None, |extent, _, _, context| {
+            let fits = end <= extent.bytes.len();
+            fits.then(|| generic.find(extent, offset..end, context, lane))
+                .flatten()
+        });
+        let Some((mark, at, word)) = hidden else {
+            return Ok(());
+        };
+        let place = match landing.target {
+            Target::Shared(_) => format!("shared address {}", 4 * word),
+            _ => format!(
+                "offset {} of the allocation at {:#x}",
+                4 * word,
+                landing.base
+            ),
+        };
+        let what = format!(
+            "the asynchronous proxy uses {place}, written by the generic one with no \
+             fence.proxy.async after it"
+        );
+        let fault = Fault::new(Kind::MissingProxyFence, what);
+        let fault = fault.at(self.site(warp, lane as u32, pc, "hands it over"));
+        Err(fault.at(self.site_of(mark.thread(), at, "wrote it".into())))
+    }
+
+    /// Marks the target of a copy as written by the engine from now on.
+    pub(super) fn claim(
+        &mut self,
+        warp: &mut Warp,
+        landing: Landing,
+        (address, bytes): (u64, u32),
+        writer: u32,
+        pc: u32,
+    ) {
+        let now = self.memory.now;
+        let offset = address.wrapping_sub(landing.base) as usize;
+        let end = offset.saturating_add(bytes as usize);
+        self.with_extent(warp, landing, pc, None, |extent, _, accessor, _| {
+            if accessor.is_some() && end <= extent.bytes.len() {
+                for word in offset / 4..end.div_ceil(4) {
+                    extent.cells.cell(word).write = Mark::new(now, writer, false, 15);
+                }
             }
+        });
+    }
+
+    fn check_alive(&self, warp: &Warp, landing: Landing, lane: usize, pc: u32) -> Result<()> {
+        match landing.target {
+            Target::Shared(block) if self.blocks[block].alive == 0 && self.flags.bounds => {
+                let what = "shared memory of a block of the cluster that has ended";
+                let site = self.site(warp, lane as u32, pc, "uses it");
+                Err(Fault::new(Kind::UseAfterFree, what).at(site))
+            }
+            _ => Ok(()),
         }
     }
 

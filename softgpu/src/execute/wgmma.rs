@@ -147,7 +147,9 @@ impl Machine<'_> {
         };
         let access = Access::Read { strong: false };
         self.check_in_flight(warp, address, 16, lane, pc)?;
-        self.touch(warp, landing, lane, (address.into(), 16), access, true, pc)?;
+        let range = (address.into(), 16);
+        self.check_proxy(warp, landing, lane, range, pc)?;
+        self.touch(warp, landing, lane, range, access, pc)?;
         let from = address as usize;
         let bytes = self.blocks[warp.block].shared.bytes.get(from..from + 16);
         Ok(bytes
