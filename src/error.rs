@@ -135,6 +135,10 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// candle failed for a reason of its own.
+    #[cfg(feature = "candle")]
+    #[error(transparent)]
+    Candle(candle_core::Error),
     /// A set of named tensors that is not what it should be.
     #[error("tensor `{name}`: {reason}")]
     Tensor {

@@ -49,6 +49,8 @@
 //!   that is not finite never passes for a loss: [`Output::loss`] names it.
 
 mod batch;
+#[cfg(feature = "candle")]
+pub mod candle;
 mod config;
 pub mod cpu;
 pub mod draws;

@@ -183,10 +183,57 @@ impl TrainConfig {
         Ok(config)
     }
 
+    /// The library's settings for this run, synthetic negatives included.
+    ///
+    /// # Errors
+    /// [`Error::Loss`] where the library refuses them.
+    pub fn loss(&self) -> Result<hardmix::Config> {
+        let (mixed, query_mixed) = match self.method {
+            Method::Moco => (0, 0),
+            Method::Mochi | Method::Oracle => (self.mixed, self.query_mixed),
+        };
+        let query_gradient = match self.query_gradient {
+            QueryGradient::Detached => hardmix::QueryGradient::Detached,
+            QueryGradient::Attached => hardmix::QueryGradient::Attached,
+        };
+        Ok(hardmix::Config::mochi(self.hardest, mixed, query_mixed)?
+            .with_temperature(self.temperature)?
+            .with_query_gradient(query_gradient)
+            .with_oracle(self.method == Method::Oracle))
+    }
+
+    /// The same with an absolute data path, so that the run can be resumed from anywhere.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where there is no current folder.
+    pub fn absolute(&self) -> Result<Self> {
+        let data = self
+            .data
+            .as_ref()
+            .map(|path| std::path::absolute(path).map_err(Error::io("find", path)));
+        Ok(Self {
+            data: data.transpose()?,
+            ..self.clone()
+        })
+    }
+
+    /// The settings as [`TrainConfig::read`] reads them.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what TOML cannot hold: a seed of 2⁶³ or more.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::Setting {
+            setting: "config",
+            value: error.to_string(),
+            expected: "settings that TOML can hold".to_owned(),
+        })
+    }
+
     /// Checks every setting against its domain.
     ///
     /// # Errors
-    /// [`Error::Setting`] names the first setting outside its domain.
+    /// [`Error::Setting`] names the first setting outside its domain, [`Error::Loss`] one that the
+    /// library refuses.
     pub fn validate(&self) -> Result<()> {
         let fail = |setting, value: String, expected: &str| {
             Err(Error::Setting {
@@ -219,6 +266,13 @@ impl TrainConfig {
             let expected = format!("at most the queue's {} rows", self.queue);
             return fail("hardest", self.hardest.to_string(), &expected);
         }
+        if self.seed > i64::MAX as u64 {
+            return fail(
+                "seed",
+                self.seed.to_string(),
+                "less than 2^63, the largest that TOML holds",
+            );
+        }
         let share = |value: f64| (0.0..=1.0).contains(&value);
         let augment = &self.augment;
         for (setting, value) in [
@@ -249,6 +303,6 @@ impl TrainConfig {
             let value = self.weight_decay.to_string();
             return fail("weight_decay", value, "a finite number, 0 or above");
         }
-        Ok(())
+        self.loss().map(drop)
     }
 }

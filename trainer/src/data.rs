@@ -128,7 +128,12 @@ impl Dataset {
         } else {
             folders::load(path, image_size)?
         };
-        let fail = |reason: String| Err(Error::Data { path: path.to_owned(), reason });
+        let fail = |reason: String| {
+            Err(Error::Data {
+                path: path.to_owned(),
+                reason,
+            })
+        };
         if data.train.shape != data.test.shape {
             return fail(format!(
                 "training images are {}, test images {}",
@@ -139,10 +144,16 @@ impl Dataset {
             return fail("no training images, or no test images".to_owned());
         }
         if data.train.shape.height < 8 || data.train.shape.width < 8 {
-            return fail(format!("images are {}; expected 8 pixels a side", data.train.shape));
+            return fail(format!(
+                "images are {}; expected 8 pixels a side",
+                data.train.shape
+            ));
         }
         let labels = data.train.labels.iter().chain(&data.test.labels);
-        match labels.into_iter().find(|&&label| label as usize >= data.classes.len()) {
+        match labels
+            .into_iter()
+            .find(|&&label| label as usize >= data.classes.len())
+        {
             Some(label) => fail(format!("label {label} with {} classes", data.classes.len())),
             None => Ok(data),
         }

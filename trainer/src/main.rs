@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, Subcommand};
-use hardmix_trainer::{compare, error::Result, loss, report, train};
+use hardmix_trainer::error::Result;
+use hardmix_trainer::{compare, flags, loss, report, train};
 
 /// Training allocates and frees a few dozen megabytes a step.
 #[global_allocator]
@@ -20,13 +21,13 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    train: train::TrainArgs,
+    train: flags::TrainArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train an encoder on images, evaluate it and write a report
-    Train(train::TrainArgs),
+    Train(flags::TrainArgs),
     /// Compare MoCo with MoCHi over paired seeds
     Compare(compare::CompareArgs),
     /// Compute loss and gradient of a case in a safetensors file

@@ -1,11 +1,26 @@
 //! The training run, from its configuration to its folder.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use crate::config::{EncoderKind, Method, QueryGradient, TrainConfig};
-use crate::error::Result;
-use crate::metrics::ResultLine;
+use hardmix::candle::Loss;
+use hardmix::{DType, Draws, NO_LABEL, Queue};
+use serde::{Deserialize, Serialize};
+
+use crate::augment::{self, Normalisation, ViewKey};
+use crate::checkpoint::{self, State, replace};
+use crate::config::{EncoderKind, TrainConfig};
+use crate::data::Dataset;
+use crate::encoder::{Encoder, Mode};
+use crate::error::{Error, Result};
+use crate::evaluate::{self, Features};
+use crate::metrics::{EpochLine, Line, ResultLine, RunLine, StepLine, Writer};
+use crate::optimiser::{AdamW, learning_rate};
+use crate::progress::Progress;
+use crate::report;
+use crate::run_folder::RunFolder;
 
 /// What a training run came to.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,11 +40,18 @@ pub struct Summary {
 /// See [`crate::error::Error`]; whatever was written by then stays, and the run can be resumed from
 /// its newest checkpoint.
 pub fn train(config: &TrainConfig, run: &Path, interrupt: &AtomicBool) -> Result<Summary> {
-    let _ = (config, run, interrupt);
-    Ok(Summary {
-        steps: 0,
-        result: None,
-    })
+    config.validate()?;
+    let folder = RunFolder::new(run);
+    if folder.config().exists() {
+        return Err(Error::RunFolder {
+            path: run.to_owned(),
+            reason: "already holds a run; go on with it by --resume, or name another folder",
+        });
+    }
+    // The data first: a mistyped path should leave no folder behind.
+    let trainer = Trainer::new(config, folder)?;
+    trainer.begin()?;
+    trainer.run(interrupt)
 }
 
 /// Goes on with the run in the folder `run` from its newest checkpoint, to the bits of a run that
@@ -38,159 +60,512 @@ pub fn train(config: &TrainConfig, run: &Path, interrupt: &AtomicBool) -> Result
 /// # Errors
 /// As for [`train`].
 pub fn resume(run: &Path, interrupt: &AtomicBool) -> Result<Summary> {
-    let _ = (run, interrupt);
-    Ok(Summary {
-        steps: 0,
-        result: None,
-    })
-}
-
-/// The flags of `hardmix train`. Each setting's flag wins over the configuration file.
-#[derive(Debug, Clone, Default, PartialEq, clap::Args)]
-pub struct TrainArgs {
-    /// The folder to leave behind [default: the first free of runs/001, runs/002, …]
-    #[arg(long, value_name = "DIR")]
-    pub run: Option<PathBuf>,
-    /// Go on with the run in this folder from its newest checkpoint
-    #[arg(long, value_name = "DIR", exclusive = true)]
-    pub resume: Option<PathBuf>,
-    /// The settings
-    #[command(flatten)]
-    pub settings: Settings,
-}
-
-/// The settings that have flags: those of [`TrainConfig`], by the same names.
-#[derive(Debug, Clone, Default, PartialEq, clap::Args)]
-pub struct Settings {
-    /// A TOML file of settings, as config.toml in a run folder; flags win
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// A folder of IDX files, of class folders of PNG or JPEG, or of CIFAR binaries
-    /// [default: the embedded part of Fashion-MNIST]
-    #[arg(long, value_name = "DIR")]
-    pub data: Option<PathBuf>,
-    /// Use only the first so many training images
-    #[arg(long, value_name = "COUNT")]
-    pub train_images: Option<usize>,
-    /// Hold out so many training images and evaluate on them instead of on the test images
-    #[arg(long, value_name = "COUNT")]
-    pub validation_images: Option<usize>,
-    /// Resize images to this many pixels a side
-    #[arg(long, value_name = "PIXELS")]
-    pub image_size: Option<usize>,
-    /// The encoder [default: conv for gray images, resnet for colour images]
-    #[arg(long)]
-    pub encoder: Option<EncoderKind>,
-    /// Which negatives a query is trained against
-    #[arg(long)]
-    pub method: Option<Method>,
-    /// N: how many of a query's nearest queue rows may be mixed
-    #[arg(long, value_name = "N")]
-    pub hardest: Option<usize>,
-    /// s: negatives a query mixed from two of its hardest
-    #[arg(long, value_name = "S")]
-    pub mixed: Option<usize>,
-    /// s′: negatives a query mixed from itself and one of its hardest
-    #[arg(long, value_name = "S'")]
-    pub query_mixed: Option<usize>,
-    /// Whether the gradient flows through the query inside a query-mixed negative
-    #[arg(long)]
-    pub query_gradient: Option<QueryGradient>,
-    /// The temperature τ
-    #[arg(long, value_name = "TAU")]
-    pub temperature: Option<f32>,
-    /// K: how many keys the queue holds
-    #[arg(long, value_name = "K")]
-    pub queue: Option<usize>,
-    /// The share of the momentum encoder that a step keeps
-    #[arg(long)]
-    pub momentum: Option<f64>,
-    /// Epochs at the start without synthetic negatives
-    #[arg(long, value_name = "COUNT")]
-    pub warm_up_epochs: Option<u64>,
-    /// Passes over the training images
-    #[arg(long, value_name = "COUNT")]
-    pub epochs: Option<u64>,
-    /// B: images a step
-    #[arg(long, value_name = "B")]
-    pub batch: Option<usize>,
-    /// The highest learning rate
-    #[arg(long, value_name = "RATE")]
-    pub learning_rate: Option<f64>,
-    /// The weight decay
-    #[arg(long, value_name = "DECAY")]
-    pub weight_decay: Option<f64>,
-    /// The seed of everything random
-    #[arg(long)]
-    pub seed: Option<u64>,
-    /// Epochs between evaluations; 0 evaluates at the end only
-    #[arg(long, value_name = "EPOCHS")]
-    pub evaluate_every: Option<u64>,
-    /// Steps between checkpoints
-    #[arg(long, value_name = "STEPS")]
-    pub checkpoint_every: Option<u64>,
-    /// Steps between lines of metrics
-    #[arg(long, value_name = "STEPS")]
-    pub log_every: Option<u64>,
-}
-
-impl Settings {
-    /// The configuration: the file's, or the default, with the flags on top.
-    ///
-    /// # Errors
-    /// As for [`TrainConfig::read`] and [`TrainConfig::validate`].
-    pub fn resolve(&self) -> Result<TrainConfig> {
-        let mut config = match &self.config {
-            Some(path) => TrainConfig::read(path)?,
-            None => TrainConfig::default(),
-        };
-        macro_rules! over {
-            ($($setting:ident),*) => {
-                $(if let Some(value) = &self.$setting { config.$setting = value.clone().into(); })*
-            };
-        }
-        over!(
-            data,
-            train_images,
-            validation_images,
-            image_size,
-            encoder,
-            method,
-            hardest,
-            mixed,
-            query_mixed,
-            query_gradient,
-            temperature,
-            queue,
-            momentum,
-            warm_up_epochs,
-            epochs,
-            batch,
-            learning_rate,
-            weight_decay,
-            seed,
-            evaluate_every,
-            checkpoint_every,
-            log_every
-        );
-        config.validate()?;
-        Ok(config)
+    let folder = RunFolder::new(run);
+    let nothing = |reason| Error::RunFolder {
+        path: run.to_owned(),
+        reason,
+    };
+    if !folder.config().exists() {
+        return Err(nothing("holds no run: it has no config.toml"));
     }
+    let config = TrainConfig::read(&folder.config())?;
+    let mut trainer = Trainer::new(&config, folder)?;
+    match checkpoint::newest(&trainer.folder)? {
+        Some(path) => trainer.state.load(&path)?,
+        None => trainer.begin()?,
+    }
+    trainer.run(interrupt)
+}
+
+/// [`resume`] where the folder holds a run of this very configuration, else [`train`].
+///
+/// # Errors
+/// As for [`train`], and [`Error::RunFolder`] for a run of another configuration.
+pub fn train_or_resume(
+    config: &TrainConfig,
+    run: &Path,
+    interrupt: &AtomicBool,
+) -> Result<Summary> {
+    let folder = RunFolder::new(run);
+    if !folder.config().exists() {
+        return train(config, run, interrupt);
+    }
+    if TrainConfig::read(&folder.config())? != config.absolute()? {
+        return Err(Error::RunFolder {
+            path: run.to_owned(),
+            reason: "holds a run with other settings; name another folder",
+        });
+    }
+    resume(run, interrupt)
+}
+
+/// A sum and how many were added.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+struct Mean {
+    sum: f64,
+    count: u64,
+}
+
+impl Mean {
+    fn add(&mut self, value: Option<f64>) {
+        if let Some(value) = value.filter(|value| value.is_finite()) {
+            self.sum += value;
+            self.count += 1;
+        }
+    }
+
+    fn get(self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum / self.count as f64)
+    }
+}
+
+/// The sums behind an epoch's means, which a checkpoint within the epoch keeps.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct EpochMeans {
+    loss: Mean,
+    proxy_accuracy: Mean,
+    proxy_accuracy_with_synthetic: Mean,
+    alignment: Mean,
+    uniformity: Mean,
+    same_label_share: Mean,
+    mixed_harder: Mean,
+    query_mixed_harder: Mean,
+    matching_probability: Vec<Mean>,
+}
+
+impl EpochMeans {
+    fn add(&mut self, loss: f64, metrics: &hardmix::Metrics) {
+        self.loss.add(Some(loss));
+        self.proxy_accuracy.add(Some(metrics.proxy_accuracy));
+        self.proxy_accuracy_with_synthetic
+            .add(Some(metrics.proxy_accuracy_with_synthetic));
+        self.alignment.add(Some(metrics.alignment));
+        self.uniformity.add(metrics.uniformity);
+        self.same_label_share.add(metrics.same_label_share);
+        self.mixed_harder.add(metrics.mixed_harder);
+        self.query_mixed_harder.add(metrics.query_mixed_harder);
+        if let Some(by_rank) = &metrics.matching_probability {
+            self.matching_probability
+                .resize(by_rank.len(), Mean::default());
+            let ranks = self.matching_probability.iter_mut().zip(by_rank);
+            ranks.for_each(|(mean, &probability)| mean.add(Some(probability)));
+        }
+    }
+}
+
+/// Wall-clock sums of the epoch, which no checkpoint keeps.
+#[derive(Debug, Clone, Copy, Default)]
+struct EpochSeconds {
+    steps: u64,
+    total: f64,
+    loss: f64,
+}
+
+struct Trainer {
+    config: TrainConfig,
+    folder: RunFolder,
+    data: Dataset,
+    normalisation: Normalisation,
+    encoder_kind: EncoderKind,
+    loss: Loss,
+    loss_config: hardmix::Config,
+    state: State,
+    steps_per_epoch: u64,
+    /// The order of the epoch that has begun.
+    order: (u64, Vec<usize>),
+}
+
+/// Apart from the run's own seed, so that weights and queue rows are not the same numbers.
+const QUEUE_SEED: u64 = 0x9E37_79B9_7F4A_7C15;
+
+impl Trainer {
+    fn new(config: &TrainConfig, folder: RunFolder) -> Result<Self> {
+        let config = config.absolute()?;
+        let loss_config = config.loss()?;
+        let data = Dataset::load(&config)?;
+        let gray = data.train.shape.channels == 1;
+        let default = if gray {
+            EncoderKind::Conv
+        } else {
+            EncoderKind::Resnet
+        };
+        let encoder_kind = config.encoder.unwrap_or(default);
+        let encoder = Encoder::new(
+            encoder_kind,
+            data.train.shape,
+            config.embedding,
+            config.seed,
+        )?;
+        let queue_seed = config.seed ^ QUEUE_SEED;
+        let state = State {
+            step: 0,
+            momentum_encoder: encoder.copied()?,
+            encoder,
+            optimiser: AdamW::default(),
+            queue: Queue::random(config.queue, config.embedding, DType::F32, queue_seed)?
+                .with_labels(vec![NO_LABEL; config.queue])?,
+            means: EpochMeans::default(),
+        };
+        Ok(Self {
+            folder,
+            normalisation: Normalisation::of(&data.train),
+            encoder_kind,
+            loss: Loss::new(loss_config.clone()),
+            loss_config,
+            state,
+            steps_per_epoch: (data.train.len() / config.batch) as u64,
+            order: (u64::MAX, Vec::new()),
+            data,
+            config,
+        })
+    }
+
+    /// Makes the folder, with its configuration and the checkpoint of step 0.
+    fn begin(&self) -> Result<()> {
+        let checkpoints = self.folder.checkpoints();
+        fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
+        replace(&self.folder.config(), self.config.to_toml()?.as_bytes())?;
+        self.state.save(&self.folder)
+    }
+
+    fn steps(&self) -> u64 {
+        self.config.epochs * self.steps_per_epoch
+    }
+
+    fn run(mut self, interrupt: &AtomicBool) -> Result<Summary> {
+        let mut metrics = Writer::after(&self.folder.metrics(), self.state.step)?;
+        if self.state.step == 0 {
+            self.write_start(&mut metrics)?;
+        }
+        let progress = Progress::new(self.steps(), self.state.step);
+        let mut seconds = EpochSeconds::default();
+        let mut result = None;
+        while self.state.step < self.steps() && !interrupt.load(Ordering::SeqCst) {
+            let line = self.step()?;
+            progress.step(&line);
+            seconds.steps += 1;
+            seconds.total += line.step_seconds;
+            seconds.loss += line.loss_seconds;
+            if self.sampled(line.step) {
+                metrics.write(&Line::Step(line))?;
+            }
+            let last = self.state.step == self.steps();
+            if self.state.step % self.steps_per_epoch == 0 {
+                let began = Instant::now();
+                let epoch = self.state.step / self.steps_per_epoch;
+                let due = self.config.evaluate_every > 0 && epoch % self.config.evaluate_every == 0;
+                if last {
+                    result = Some(self.final_evaluation(&progress)?);
+                }
+                let knn = match &result {
+                    Some(result) => Some(result.knn),
+                    None => due.then(|| self.knn(&self.state.encoder)).transpose()?,
+                };
+                let line = self.epoch_line(seconds, knn, began.elapsed().as_secs_f64());
+                metrics.write(&Line::Epoch(line))?;
+                self.state.means = EpochMeans::default();
+                seconds = EpochSeconds::default();
+            }
+            let interrupted = interrupt.load(Ordering::SeqCst);
+            if last || interrupted || self.state.step % self.config.checkpoint_every == 0 {
+                metrics.sync()?;
+                self.state.save(&self.folder)?;
+            }
+        }
+        if self.state.step == self.steps() {
+            let line = match result.take() {
+                Some(line) => line,
+                // Killed behind the last checkpoint, or resumed although ended.
+                None => self.final_evaluation(&progress)?,
+            };
+            metrics.write(&Line::Result(line.clone()))?;
+            metrics.sync()?;
+            result = Some(line);
+        }
+        progress.finish();
+        report::write(self.folder.root())?;
+        Ok(Summary {
+            steps: self.state.step,
+            result,
+        })
+    }
+
+    fn write_start(&self, metrics: &mut Writer) -> Result<()> {
+        let shape = self.data.train.shape;
+        let data = match &self.config.data {
+            None => "Fashion-MNIST, embedded part".to_owned(),
+            Some(path) => path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+        };
+        let weights = self
+            .state
+            .encoder
+            .weights()
+            .values()
+            .map(|weight| weight.elem_count());
+        metrics.write(&Line::Run(RunLine {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            data,
+            classes: self.data.classes.clone(),
+            image: [shape.channels, shape.height, shape.width],
+            train_images: self.data.train.len(),
+            test_images: self.data.test.len(),
+            validation: self.config.validation_images > 0,
+            weights: weights.sum(),
+            steps: self.steps(),
+            threads: rayon::current_num_threads(),
+        }))?;
+        if self.config.evaluate_every > 0 {
+            let began = Instant::now();
+            let knn = Some(self.knn(&self.state.encoder)?);
+            let seconds = began.elapsed().as_secs_f64();
+            let line = self.epoch_line(EpochSeconds::default(), knn, seconds);
+            metrics.write(&Line::Epoch(line))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the step that makes `step` steps done leaves a line and measures what costs time.
+    fn sampled(&self, step: u64) -> bool {
+        step % self.config.log_every == 0
+    }
+
+    /// One step, in MoCo's order: momentum update, keys, loss against the old queue, optimiser,
+    /// enqueue.
+    fn step(&mut self) -> Result<StepLine> {
+        let began = Instant::now();
+        let (step, batch) = (self.state.step, self.config.batch);
+        let epoch = step / self.steps_per_epoch;
+        if self.order.0 != epoch {
+            self.order = (
+                epoch,
+                augment::order(self.config.seed, epoch, self.data.train.len()),
+            );
+        }
+        let first = (step % self.steps_per_epoch) as usize * batch;
+        let numbers = &self.order.1[first..first + batch];
+        let labels: Vec<u32> = numbers.iter().map(|&n| self.data.train.labels[n]).collect();
+        let view = |view| {
+            let key = ViewKey {
+                seed: self.config.seed,
+                epoch,
+                view,
+            };
+            let (augment, normalisation) = (&self.config.augment, &self.normalisation);
+            augment::views(&self.data.train, numbers, key, augment, normalisation)
+        };
+
+        let State {
+            encoder,
+            momentum_encoder,
+            optimiser,
+            queue,
+            ..
+        } = &mut self.state;
+        momentum_encoder.follow(encoder, self.config.momentum)?;
+        let keys = momentum_encoder.embed(&view(1)?, Mode::Inference)?;
+        let queries = encoder.embed(&view(0)?, Mode::Training)?;
+
+        let loss_began = Instant::now();
+        let warm_up = epoch < self.config.warm_up_epochs;
+        let sampled = (step + 1) % self.config.log_every == 0;
+        self.loss
+            .set_config(loss_settings(&self.loss_config, warm_up, sampled));
+        let draws = Draws::seeded(self.config.seed, step)?;
+        let (loss, output) = self
+            .loss
+            .forward_with_labels(&queries, &keys, &labels, queue, &draws)?;
+        let loss_seconds = loss_began.elapsed().as_secs_f64();
+
+        let gradients = loss.backward()?;
+        let steps = self.config.epochs * self.steps_per_epoch;
+        let (warm_up_steps, highest) = (
+            self.config.learning_rate_warm_up_steps,
+            self.config.learning_rate,
+        );
+        let rate = learning_rate(step, steps, warm_up_steps, highest);
+        optimiser.step(
+            encoder.weights(),
+            &gradients,
+            step,
+            rate,
+            self.config.weight_decay,
+        )?;
+        queue.enqueue(&keys.flatten_all()?.to_vec1::<f32>()?, Some(&labels))?;
+
+        let loss = f64::from(output.loss()?);
+        self.state.means.add(loss, &output.metrics);
+        self.state.step += 1;
+        let step_seconds = began.elapsed().as_secs_f64();
+        Ok(StepLine {
+            step: self.state.step,
+            epoch: step as f64 / self.steps_per_epoch as f64,
+            loss,
+            proxy_accuracy: output.metrics.proxy_accuracy,
+            proxy_accuracy_with_synthetic: output.metrics.proxy_accuracy_with_synthetic,
+            alignment: output.metrics.alignment,
+            uniformity: output.metrics.uniformity,
+            learning_rate: rate,
+            images_per_second: batch as f64 / step_seconds,
+            loss_seconds,
+            step_seconds,
+        })
+    }
+
+    fn epoch_line(&self, time: EpochSeconds, knn: Option<f64>, evaluation: f64) -> EpochLine {
+        let means = &self.state.means;
+        let by_rank = means
+            .matching_probability
+            .iter()
+            .map(|mean| mean.get().unwrap_or(0.0));
+        let by_rank: Vec<f64> = by_rank.collect();
+        let epoch = self.state.step / self.steps_per_epoch;
+        let images = time.steps * self.config.batch as u64;
+        EpochLine {
+            step: self.state.step,
+            epoch,
+            warm_up: epoch > 0 && epoch <= self.config.warm_up_epochs,
+            loss: means.loss.get(),
+            proxy_accuracy: means.proxy_accuracy.get(),
+            proxy_accuracy_with_synthetic: means.proxy_accuracy_with_synthetic.get(),
+            alignment: means.alignment.get(),
+            uniformity: means.uniformity.get(),
+            matching_probability: (!by_rank.is_empty()).then_some(by_rank),
+            same_label_share: means.same_label_share.get(),
+            mixed_harder: means.mixed_harder.get(),
+            query_mixed_harder: means.query_mixed_harder.get(),
+            knn,
+            seconds: time.total,
+            loss_seconds: time.loss,
+            images_per_second: if images > 0 {
+                images as f64 / time.total
+            } else {
+                0.0
+            },
+            evaluation_seconds: evaluation,
+        }
+    }
+
+    fn knn(&self, encoder: &Encoder) -> Result<f64> {
+        let bank = Features::encoded(encoder, &self.data.train, &self.normalisation)?;
+        let test = Features::encoded(encoder, &self.data.test, &self.normalisation)?;
+        Ok(evaluate::knn(&bank, &test))
+    }
+
+    fn final_evaluation(&self, progress: &Progress) -> Result<ResultLine> {
+        let began = Instant::now();
+        progress.note("evaluating");
+        let Dataset { train, test, .. } = &self.data;
+        let shape = train.shape;
+        let untrained = Encoder::new(
+            self.encoder_kind,
+            shape,
+            self.config.embedding,
+            self.config.seed,
+        )?;
+        let score = |bank: &Features<'_>, test: &Features<'_>| {
+            let nearest = evaluate::nearest(bank, test);
+            let knn = evaluate::vote(&nearest, bank, test);
+            (nearest, knn, evaluate::linear_probe(bank, test))
+        };
+        let encoded = |encoder: &Encoder| {
+            let bank = Features::encoded(encoder, train, &self.normalisation)?;
+            let test = Features::encoded(encoder, test, &self.normalisation)?;
+            Ok::<_, Error>(score(&bank, &test))
+        };
+        let (_, knn_untrained, linear_probe_untrained) = encoded(&untrained)?;
+        let (raw, knn_raw, linear_probe_raw) = score(&Features::raw(train), &Features::raw(test));
+        let (nearest, knn, linear_probe) = encoded(&self.state.encoder)?;
+        crate::neighbours::save(&self.folder.neighbours(), &self.data, &nearest, &raw)?;
+        Ok(ResultLine {
+            step: self.state.step,
+            epoch: self.config.epochs,
+            knn,
+            knn_raw,
+            knn_untrained,
+            linear_probe,
+            linear_probe_raw,
+            linear_probe_untrained,
+            bank_images: train.len(),
+            test_images: test.len(),
+            evaluation_seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+/// Those of one step. Without synthetics the hardest are ranked only where they are measured: they
+/// change no bit of the loss.
+fn loss_settings(full: &hardmix::Config, warm_up: bool, sampled: bool) -> hardmix::Config {
+    let settings = if warm_up {
+        full.warm_up()
+    } else {
+        full.clone()
+    };
+    let measured = settings
+        .with_uniformity(sampled)
+        .with_matching_probability(sampled);
+    if sampled || measured.mixed() + measured.query_mixed() > 0 {
+        return measured;
+    }
+    let unranked = hardmix::Config::moco().with_oracle(full.oracle());
+    unranked
+        .with_temperature(full.temperature())
+        .unwrap_or(measured)
 }
 
 /// `hardmix train`: trains or resumes, and prints where the run is and what it came to.
 ///
 /// # Errors
 /// As for [`train`].
-pub fn run(args: &TrainArgs, interrupt: &AtomicBool) -> Result<()> {
-    let config = args.settings.resolve()?;
-    let run = args
-        .run
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("runs/001"));
-    let _ = match &args.resume {
-        Some(run) => resume(run, interrupt)?,
-        None => train(&config, &run, interrupt)?,
+pub fn run(args: &crate::flags::TrainArgs, interrupt: &AtomicBool) -> Result<()> {
+    let (run, summary) = match &args.resume {
+        Some(run) => (run.clone(), resume(run, interrupt)?),
+        None => {
+            let config = args.settings.resolve()?;
+            let run = args.run.clone().unwrap_or_else(free_folder);
+            let summary = train(&config, &run, interrupt)?;
+            (run, summary)
+        }
     };
+    let folder = RunFolder::new(run);
+    match summary.result {
+        Some(result) => {
+            let line = |name: &str, trained: f64, raw: f64, untrained: f64| {
+                println!("{name:<24}{trained:>9.4}{raw:>12.4}{untrained:>19.4}");
+            };
+            println!(
+                "{:<24}{:>9}{:>12}{:>19}",
+                "accuracy", "trained", "raw pixels", "untrained encoder"
+            );
+            line(
+                "20 nearest neighbours",
+                result.knn,
+                result.knn_raw,
+                result.knn_untrained,
+            );
+            let (raw, untrained) = (result.linear_probe_raw, result.linear_probe_untrained);
+            line("linear probe", result.linear_probe, raw, untrained);
+            let (test, bank) = (result.test_images, result.bank_images);
+            println!("{test} images classified by {bank} labelled ones");
+            println!("report: {}", folder.report().display());
+        }
+        None => println!(
+            "ended after {} steps; go on with: hardmix train --resume {}",
+            summary.steps,
+            folder.root().display()
+        ),
+    }
     Ok(())
+}
+
+/// The first of runs/001, runs/002, … that is not there.
+fn free_folder() -> PathBuf {
+    let name = |number| PathBuf::from(format!("runs/{number:03}"));
+    (1..)
+        .map(name)
+        .find(|path| !path.exists())
+        .expect("numbers do not end")
 }

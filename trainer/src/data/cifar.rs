@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use super::{Dataset, Images, Shape};
 use crate::error::{Error, Result};
 
-const SHAPE: Shape = Shape { channels: 3, height: 32, width: 32 };
+const SHAPE: Shape = Shape {
+    channels: 3,
+    height: 32,
+    width: 32,
+};
 
 /// Files and record layout of one of the two sets.
 struct Layout {
@@ -41,7 +45,9 @@ const CIFAR_100: Layout = Layout {
 };
 
 fn layout(folder: &Path) -> Option<&'static Layout> {
-    [&CIFAR_10, &CIFAR_100].into_iter().find(|set| folder.join(set.train[0]).is_file())
+    [&CIFAR_10, &CIFAR_100]
+        .into_iter()
+        .find(|set| folder.join(set.train[0]).is_file())
 }
 
 /// Whether the folder holds CIFAR's files by their usual names.
@@ -52,27 +58,47 @@ pub fn is(folder: &Path) -> bool {
 /// Reads CIFAR-10 or CIFAR-100; training batches that are missing are left out, all but the first.
 pub fn load(folder: &Path) -> Result<Dataset> {
     let set = layout(folder).expect("`is` was asked");
-    let present: Vec<PathBuf> =
-        set.train.iter().map(|name| folder.join(name)).filter(|path| path.exists()).collect();
+    let present: Vec<PathBuf> = set
+        .train
+        .iter()
+        .map(|name| folder.join(name))
+        .filter(|path| path.exists())
+        .collect();
     let train = read(&present, set)?;
     let test = read(&[folder.join(set.test)], set)?;
     let mut classes: Vec<String> = fs::read_to_string(folder.join(set.names))
-        .map(|text| text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+        .map(|text| {
+            text.lines()
+                .filter(|line| !line.is_empty())
+                .map(str::to_owned)
+                .collect()
+        })
         .unwrap_or_default();
     classes.truncate(set.classes);
     classes.extend((classes.len()..set.classes).map(|label| label.to_string()));
-    Ok(Dataset { train, test, classes })
+    Ok(Dataset {
+        train,
+        test,
+        classes,
+    })
 }
 
 fn read(paths: &[PathBuf], set: &Layout) -> Result<Images> {
-    let mut images = Images { pixels: Vec::new(), labels: Vec::new(), shape: SHAPE };
+    let mut images = Images {
+        pixels: Vec::new(),
+        labels: Vec::new(),
+        shape: SHAPE,
+    };
     let record = set.labels + SHAPE.len();
     for path in paths {
         let data = fs::read(path).map_err(Error::io("read", path))?;
         if data.is_empty() || data.len() % record != 0 {
             return Err(Error::Data {
                 path: path.clone(),
-                reason: format!("{} bytes; expected records of {record}: truncated?", data.len()),
+                reason: format!(
+                    "{} bytes; expected records of {record}: truncated?",
+                    data.len()
+                ),
             });
         }
         for (index, bytes) in data.chunks_exact(record).enumerate() {

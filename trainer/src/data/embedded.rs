@@ -21,18 +21,30 @@ pub const CLASSES: [&str; 10] = [
 
 macro_rules! file {
     ($name:literal) => {
-        ($name, include_bytes!(concat!("../../data/", $name)).as_slice())
+        (
+            $name,
+            include_bytes!(concat!("../../data/", $name)).as_slice(),
+        )
     };
 }
 
 /// Decodes the embedded images.
 pub fn load() -> Result<Dataset> {
     let read = |images: (&str, &[u8]), labels: (&str, &[u8])| {
-        idx::parse((Path::new(images.0), images.1), (Path::new(labels.0), labels.1))
+        idx::parse(
+            (Path::new(images.0), images.1),
+            (Path::new(labels.0), labels.1),
+        )
     };
     Ok(Dataset {
-        train: read(file!("train-images-idx3-ubyte.gz"), file!("train-labels-idx1-ubyte.gz"))?,
-        test: read(file!("t10k-images-idx3-ubyte.gz"), file!("t10k-labels-idx1-ubyte.gz"))?,
+        train: read(
+            file!("train-images-idx3-ubyte.gz"),
+            file!("train-labels-idx1-ubyte.gz"),
+        )?,
+        test: read(
+            file!("t10k-images-idx3-ubyte.gz"),
+            file!("t10k-labels-idx1-ubyte.gz"),
+        )?,
         classes: CLASSES.map(str::to_owned).to_vec(),
     })
 }

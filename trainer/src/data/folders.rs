@@ -15,7 +15,10 @@ const HELD_OUT: usize = 10;
 
 /// Reads the folder; `image_size` resizes every image to a square, else all must have one size.
 pub fn load(folder: &Path, image_size: Option<usize>) -> Result<Dataset> {
-    let test = ["test", "val"].map(|name| folder.join(name)).into_iter().find(|p| p.is_dir());
+    let test = ["test", "val"]
+        .map(|name| folder.join(name))
+        .into_iter()
+        .find(|p| p.is_dir());
     let (classes, train, test) = match test {
         Some(test) if folder.join("train").is_dir() => {
             let (classes, train) = list(&folder.join("train"))?;
@@ -23,15 +26,19 @@ pub fn load(folder: &Path, image_size: Option<usize>) -> Result<Dataset> {
             if classes != test_classes {
                 return Err(Error::Data {
                     path: test,
-                    reason: format!("classes {test_classes:?}; the training classes are {classes:?}"),
+                    reason: format!(
+                        "classes {test_classes:?}; the training classes are {classes:?}"
+                    ),
                 });
             }
             (classes, train, files)
         }
         _ => {
             let (classes, files) = list(folder)?;
-            let (test, train): (Vec<_>, Vec<_>) =
-                files.into_iter().enumerate().partition(|(index, _)| index % HELD_OUT == 0);
+            let (test, train): (Vec<_>, Vec<_>) = files
+                .into_iter()
+                .enumerate()
+                .partition(|(index, _)| index % HELD_OUT == 0);
             let plain = |files: Vec<(usize, File)>| files.into_iter().map(|(_, f)| f).collect();
             (classes, plain(train), plain(test))
         }
@@ -58,7 +65,13 @@ fn list(folder: &Path) -> Result<(Vec<String>, Vec<File>)> {
         });
         let label = classes.len() as u32;
         files.extend(images.map(|path| (path, label)));
-        classes.push(class.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        classes.push(
+            class
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+        );
     }
     if files.is_empty() {
         return Err(Error::Data {
@@ -73,7 +86,11 @@ fn list(folder: &Path) -> Result<(Vec<String>, Vec<File>)> {
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).map_err(Error::io("read", folder))?;
     let mut paths = entries
-        .map(|entry| entry.map(|entry| entry.path()).map_err(Error::io("read", folder)))
+        .map(|entry| {
+            entry
+                .map(|entry| entry.path())
+                .map_err(Error::io("read", folder))
+        })
         .collect::<Result<Vec<_>>>()?;
     paths.sort();
     Ok(paths)
@@ -82,8 +99,10 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
 fn open(path: &Path) -> Result<image::DynamicImage> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     // By content, not by name: a PNG called .jpg is still an image.
-    image::load_from_memory(&bytes)
-        .map_err(|error| Error::Data { path: path.to_owned(), reason: error.to_string() })
+    image::load_from_memory(&bytes).map_err(|error| Error::Data {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 fn is_gray(path: &Path) -> Result<bool> {
@@ -96,8 +115,16 @@ fn decode_all(files: &[File], image_size: Option<usize>, gray: bool) -> Result<I
         .map(|(path, _)| decode(path, image_size, gray))
         .collect::<Result<Vec<_>>>()?;
     let Some((_, shape)) = decoded.first().cloned() else {
-        let shape = Shape { channels: 1, height: 0, width: 0 };
-        return Ok(Images { pixels: Vec::new(), labels: Vec::new(), shape });
+        let shape = Shape {
+            channels: 1,
+            height: 0,
+            width: 0,
+        };
+        return Ok(Images {
+            pixels: Vec::new(),
+            labels: Vec::new(),
+            shape,
+        });
     };
     let mut pixels = Vec::with_capacity(files.len() * shape.len());
     for ((image, own), (path, _)) in decoded.into_iter().zip(files) {
@@ -109,7 +136,11 @@ fn decode_all(files: &[File], image_size: Option<usize>, gray: bool) -> Result<I
         }
         pixels.extend(image);
     }
-    Ok(Images { pixels, labels: files.iter().map(|&(_, label)| label).collect(), shape })
+    Ok(Images {
+        pixels,
+        labels: files.iter().map(|&(_, label)| label).collect(),
+        shape,
+    })
 }
 
 fn decode(path: &Path, image_size: Option<usize>, gray: bool) -> Result<(Vec<u8>, Shape)> {
@@ -119,7 +150,11 @@ fn decode(path: &Path, image_size: Option<usize>, gray: bool) -> Result<(Vec<u8>
     }
     let (width, height) = (image.width() as usize, image.height() as usize);
     let channels = if gray { 1 } else { 3 };
-    let shape = Shape { channels, height, width };
+    let shape = Shape {
+        channels,
+        height,
+        width,
+    };
     let pixels = if gray {
         image.into_luma8().into_raw()
     } else {

@@ -14,7 +14,10 @@ const IMAGES: u32 = 0x803;
 const LABELS: u32 = 0x801;
 
 fn find(folder: &Path, stem: &str) -> Option<PathBuf> {
-    [".gz", ""].map(|end| folder.join(format!("{stem}{end}"))).into_iter().find(|p| p.is_file())
+    [".gz", ""]
+        .map(|end| folder.join(format!("{stem}{end}")))
+        .into_iter()
+        .find(|p| p.is_file())
 }
 
 /// Whether the folder holds IDX files by their usual names.
@@ -38,7 +41,11 @@ pub fn load(folder: &Path) -> Result<Dataset> {
         parse((&images.0, images.1), (&labels.0, labels.1))
     };
     let (train, test) = (read("train")?, read("t10k")?);
-    let count = train.labels.iter().max().map_or(0, |&last| last as usize + 1);
+    let count = train
+        .labels
+        .iter()
+        .max()
+        .map_or(0, |&last| last as usize + 1);
     // Only Fashion-MNIST has this folder name in common; digits are named by themselves.
     let fashion = folder.to_string_lossy().to_lowercase().contains("fashion");
     let classes = if fashion && count == embedded::CLASSES.len() {
@@ -46,7 +53,11 @@ pub fn load(folder: &Path) -> Result<Dataset> {
     } else {
         (0..count).map(|label| label.to_string()).collect()
     };
-    Ok(Dataset { train, test, classes })
+    Ok(Dataset {
+        train,
+        test,
+        classes,
+    })
 }
 
 /// Parses a file of images and one of labels; the paths are for the errors.
@@ -62,7 +73,11 @@ pub fn parse(images: (&Path, impl Read), labels: (&Path, impl Read)) -> Result<I
     Ok(Images {
         pixels,
         labels: label_bytes.into_iter().map(u32::from).collect(),
-        shape: Shape { channels: 1, height, width },
+        shape: Shape {
+            channels: 1,
+            height,
+            width,
+        },
     })
 }
 
@@ -71,20 +86,33 @@ fn read_array<const D: usize>(
     file: impl Read,
     magic: u32,
 ) -> Result<([usize; D], Vec<u8>)> {
-    let fail = |reason: String| Error::Data { path: path.to_owned(), reason };
+    let fail = |reason: String| Error::Data {
+        path: path.to_owned(),
+        reason,
+    };
     let wrap = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => fail("truncated".to_owned()),
-        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => fail(format!("corrupt: {error}")),
-        _ => Error::Io { action: "read", path: path.to_owned(), source: error },
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+            fail(format!("corrupt: {error}"))
+        }
+        _ => Error::Io {
+            action: "read",
+            path: path.to_owned(),
+            source: error,
+        },
     };
     let mut file = decompressed(file).map_err(wrap)?;
     let mut word = || {
         let mut bytes = [0; 4];
-        file.read_exact(&mut bytes).map(|()| u32::from_be_bytes(bytes)).map_err(wrap)
+        file.read_exact(&mut bytes)
+            .map(|()| u32::from_be_bytes(bytes))
+            .map_err(wrap)
     };
     let found = word()?;
     if found != magic {
-        return Err(fail(format!("starts with {found:#010x}; expected {magic:#010x} (IDX of bytes)")));
+        return Err(fail(format!(
+            "starts with {found:#010x}; expected {magic:#010x} (IDX of bytes)"
+        )));
     }
     let mut sizes = [0; D];
     for size in &mut sizes {
@@ -97,10 +125,18 @@ fn read_array<const D: usize>(
         .ok_or_else(|| fail(format!("sizes {sizes:?} are zero or do not fit memory")))?;
     let mut data = Vec::new();
     // One byte more than promised tells a file that goes on; nothing is reserved on a header's word.
-    file.take(total as u64 + 1).read_to_end(&mut data).map_err(wrap)?;
+    file.take(total as u64 + 1)
+        .read_to_end(&mut data)
+        .map_err(wrap)?;
     if data.len() != total {
-        let found = if data.len() < total { data.len().to_string() } else { "more".to_owned() };
-        return Err(fail(format!("holds {found} bytes of data; its header promises {total}")));
+        let found = if data.len() < total {
+            data.len().to_string()
+        } else {
+            "more".to_owned()
+        };
+        return Err(fail(format!(
+            "holds {found} bytes of data; its header promises {total}"
+        )));
     }
     Ok((sizes, data))
 }
@@ -110,7 +146,11 @@ fn decompressed(mut file: impl Read) -> io::Result<impl Read> {
     file.read_exact(&mut start)?;
     let file = Cursor::new(start).chain(file);
     let gzipped = start == [0x1f, 0x8b];
-    Ok(if gzipped { Either::Left(GzDecoder::new(file)) } else { Either::Right(file) })
+    Ok(if gzipped {
+        Either::Left(GzDecoder::new(file))
+    } else {
+        Either::Right(file)
+    })
 }
 
 enum Either<L, R> {
