@@ -30,10 +30,12 @@ fn step(step: u64, epoch: f64) -> String {
 
 fn epoch(epoch: u64) -> String {
     format!(
-        r#"{{"kind":"epoch","step":{},"epoch":{epoch},"warm_up":false,"loss":5.25,"proxy_accuracy":0.75,"proxy_accuracy_with_synthetic":0.5,"alignment":0.5,"uniformity":-2.5,"matching_probability":[0.1,0.05,0.025,0.0],"same_label_share":0.375,"mixed_harder":0.0625,"query_mixed_harder":0.625,"knn":0.8125,"seconds":2.0,"images_per_second":2000.0,"evaluation_seconds":0.5}}"#,
+        r#"{{"kind":"epoch","step":{},"epoch":{epoch},"warm_up":false,"loss":5.25,"proxy_accuracy":0.75,"proxy_accuracy_with_synthetic":0.5,"alignment":0.5,"uniformity":-2.5,"matching_probability":[0.1,0.05,0.025,0.0],"same_label_share":0.375,"mixed_harder":0.0625,"query_mixed_harder":0.625,"knn":0.8125,"seconds":2.0,"loss_seconds":0.5,"images_per_second":2000.0,"evaluation_seconds":0.5}}"#,
         10 * epoch
     )
 }
+
+const RUN: &str = r#"{"kind":"run","version":"0.1.0","data":"some images","classes":["a","b"],"image":[1,28,28],"train_images":4000,"test_images":2000,"validation":false,"weights":123456,"steps":20,"threads":2}"#;
 
 const RESULT: &str = r#"{"kind":"result","step":20,"epoch":2,"knn":0.8440,"knn_raw":0.8110,"knn_untrained":0.7120,"linear_probe":0.8530,"linear_probe_raw":0.8290,"linear_probe_untrained":0.7740,"bank_images":4000,"test_images":2000,"evaluation_seconds":4.0}"#;
 
@@ -47,6 +49,7 @@ fn folder(config: &str, metrics: &str) -> TempDir {
 
 fn ended() -> String {
     let lines = [
+        RUN.into(),
         step(1, 0.0),
         step(10, 0.9),
         epoch(1),

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::metrics::ResultLine;
+use crate::metrics::{EpochLine, ResultLine};
 use crate::report::Run;
 use crate::statistics::{self, Interval, median};
 
@@ -26,15 +26,15 @@ pub struct Pair {
 /// What one run came to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Side {
+    /// The name of its images.
+    pub data: String,
     /// Its final evaluation.
     pub result: ResultLine,
     /// Epoch and 20-NN accuracy after it.
     pub knn_by_epoch: Vec<(u64, f64)>,
-    /// Median seconds of an epoch, evaluation excluded, after MoCHi's warm-up.
+    /// Median seconds of an epoch after MoCHi's warm-up, evaluation excluded.
     pub epoch_seconds: f64,
-    /// Median seconds of a step after MoCHi's warm-up.
-    pub step_seconds: f64,
-    /// Median seconds in the loss and its gradient, of a step after MoCHi's warm-up.
+    /// The same for its part in the loss and its gradient.
     pub loss_seconds: f64,
 }
 
@@ -61,18 +61,20 @@ impl Side {
                 reason: "holds a run that has not ended",
             });
         };
-        // MoCo's steps are taken from the same epochs, so that both sides are timed at the same
-        // stage of training.
+        // MoCo's epochs are the same ones, so that both sides are timed at the same stage of
+        // training.
         let warm_up = run.config.warm_up_epochs;
-        let epochs = run.trained_epochs().filter(|line| line.epoch > warm_up);
-        let steps = || run.steps.iter().filter(|line| line.epoch >= warm_up as f64);
-        let knn = |line: &crate::metrics::EpochLine| Some((line.epoch, line.knn?));
+        let epochs = || run.trained_epochs().filter(|line| line.epoch > warm_up);
+        // An epoch that a resumed run has timed in part counts as if it had gone on like that.
+        let images = |line: &EpochLine| line.images_per_second * line.seconds;
+        let whole = epochs().map(images).fold(0.0, f64::max);
+        let knn = |line: &EpochLine| Some((line.epoch, line.knn?));
         Ok(Side {
             result,
+            data: run.data(),
             knn_by_epoch: run.epochs.iter().filter_map(knn).collect(),
-            epoch_seconds: median(epochs.map(|line| line.seconds)),
-            step_seconds: median(steps().map(|line| line.step_seconds)),
-            loss_seconds: median(steps().map(|line| line.loss_seconds)),
+            epoch_seconds: median(epochs().map(|line| line.seconds * whole / images(line))),
+            loss_seconds: median(epochs().map(|line| line.loss_seconds * whole / images(line))),
         })
     }
 }
@@ -136,11 +138,9 @@ pub struct Comparison {
     pub knn_raw: f64,
     /// 20-NN accuracy of the untrained encoders: mean over the pairs.
     pub knn_untrained: f64,
-    /// Seconds of an epoch.
+    /// Seconds of an epoch; its overhead is also that of a step.
     pub epoch_seconds: Cost,
-    /// Seconds of a step.
-    pub step_seconds: Cost,
-    /// Seconds in the loss, of a step.
+    /// The part of them in the loss and its gradient.
     pub loss_seconds: Cost,
     /// The pairs.
     pub pairs: Vec<Pair>,
@@ -192,7 +192,6 @@ impl Comparison {
             knn_raw: both(&|side| side.result.knn_raw).0.iter().sum::<f64>() / pairs.len() as f64,
             knn_untrained: statistics::mean(&both(&|side| side.result.knn_untrained).0),
             epoch_seconds: cost(&|side| side.epoch_seconds),
-            step_seconds: cost(&|side| side.step_seconds),
             loss_seconds: cost(&|side| side.loss_seconds),
             knn,
             seeds,

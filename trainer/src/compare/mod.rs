@@ -16,11 +16,13 @@ use std::sync::atomic::AtomicBool;
 
 pub use comparison::{Comparison, Cost, Figures, Pair, Verdict};
 
+use crate::checkpoint::replace;
 use crate::config::{Method, TrainConfig};
 use crate::error::{Error, Result};
+use crate::flags::Settings;
 use crate::report::Run;
 use crate::run_folder::RunFolder;
-use crate::train;
+use crate::train::train_or_resume;
 
 /// The flags of `hardmix compare`.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
@@ -33,7 +35,7 @@ pub struct CompareArgs {
     pub run: PathBuf,
     /// The settings that all runs share
     #[command(flatten)]
-    pub settings: train::Settings,
+    pub settings: Settings,
 }
 
 /// The seeds of a comparison.
@@ -93,9 +95,9 @@ impl Seeds {
 ///
 /// # Errors
 /// [`Error::Setting`] for settings under which nothing would be mixed, [`Error::ConfigFile`] for a
-/// run in the folder under other settings, and as for [`train::train`] and [`Run::read`].
+/// run in the folder under other settings, and as for [`train_or_resume`] and [`Run::read`].
 pub fn run(args: &CompareArgs, interrupt: &AtomicBool) -> Result<()> {
-    let config = check(args.settings.resolve()?)?;
+    let config = check(args.settings.resolve()?.absolute()?)?;
     let seeds = args.seeds.resolve(config.seed);
     let mut pairs = Vec::new();
     for (place, &seed) in seeds.iter().enumerate() {
@@ -151,8 +153,8 @@ pub fn run(args: &CompareArgs, interrupt: &AtomicBool) -> Result<()> {
 pub fn write(comparison: &Comparison, folder: &Path) -> Result<[PathBuf; 2]> {
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let [json, html] = [folder.join("compare.json"), folder.join("compare.html")];
-    crate::report::page::write(&json, &comparison.to_json())?;
-    crate::report::page::write(&html, &page::page(comparison))?;
+    replace(&json, comparison.to_json().as_bytes())?;
+    replace(&html, page::page(comparison).as_bytes())?;
     Ok([json, html])
 }
 
@@ -209,10 +211,8 @@ fn complete(config: &TrainConfig, folder: &Path, interrupt: &AtomicBool) -> Resu
         if run.result.is_some() {
             return Ok(Some(run));
         }
-        train::resume(folder, interrupt)?;
-    } else {
-        train::train(config, folder, interrupt)?;
     }
+    train_or_resume(config, folder, interrupt)?;
     let run = Run::read(folder)?;
     Ok(run.result.is_some().then_some(run))
 }

@@ -8,7 +8,7 @@ use super::table::{Row, rows};
 use crate::config::Method;
 use crate::plot::{Axis, Colour, Dot, Lines, Picture, Row as DotRow, Rows, number};
 use crate::report::page::{self, Figure};
-use crate::report::{data_in_words, percent};
+use crate::report::percent;
 
 /// The whole page.
 pub fn page(comparison: &Comparison) -> String {
@@ -18,6 +18,7 @@ pub fn page(comparison: &Comparison) -> String {
         .pairs
         .first()
         .map_or(0, |pair| pair.moco.result.test_images);
+    let data = comparison.pairs.first().map_or("", |pair| &pair.moco.data);
     let folder = |pair: &Pair, method| format!("{}/report.html", folder_name(method, pair.seed));
     let body = html! {
         header {
@@ -25,7 +26,7 @@ pub fn page(comparison: &Comparison) -> String {
             h1 { (title) }
             p class="lead" {
                 (comparison.pairs.len()) " of " (comparison.seeds.len()) " paired seeds on "
-                (data_in_words(settings)) ", " (settings.epochs) " epochs each, "
+                (data) ", " (settings.epochs) " epochs each, "
                 (settings.warm_up_epochs) " of them warm-up. The two runs of a pair share seed, data \
                 order, views and initial weights: they differ in the synthetic negatives alone."
             }
@@ -54,8 +55,8 @@ pub fn page(comparison: &Comparison) -> String {
                 "Accuracies on " (number(images as f64)) " images; 20-NN of raw pixels " (percent(comparison.knn_raw))
                 ", of the untrained encoder " (percent(comparison.knn_untrained)) ". ± is the \
                 standard deviation over seeds, the interval Student's t over the paired differences. \
-                Times are medians of a run after warm-up, then means over the seeds; the overhead is \
-                taken pair by pair. The verdict rests on 20-NN alone: the linear probe is shown \
+                Times are medians over a run's epochs after warm-up, then means over the seeds; the \
+                overhead is taken pair by pair, and an epoch's is also a step's. The verdict rests on 20-NN alone: the linear probe is shown \
                 beside it, not as a second chance."
             }
         }
@@ -177,14 +178,13 @@ fn loss_time(comparison: &Comparison) -> Figure {
             comparison,
             Rows::new(
                 "Time in the loss",
-                Axis::linear("ms a step, after warm-up").include(0.0),
+                Axis::linear("seconds an epoch, after warm-up").include(0.0),
             ),
-            |side| 1e3 * side.loss_seconds,
+            |side| side.loss_seconds,
         ),
-        caption:
-            "What mixing costs where it happens: the median time of a step that goes into the \
+        caption: "What mixing costs where it happens: the part of an epoch that goes into the \
                   loss and its gradient. Other work on the machine shows here as scatter."
-                .into(),
+            .into(),
     }
 }
 

@@ -22,21 +22,20 @@ pub fn rows(comparison: &Comparison) -> Vec<Row> {
             interval(&figures.difference, signed, "points"),
         )
     };
-    let cost = |name, cost: &Cost, scale: f64| {
+    let cost = |name, cost: &Cost| {
         let percent = |value: f64| format!("{value:+.1}").replacen('-', "−", 1);
         Row(
             name,
-            number(scale * cost.moco),
-            number(scale * cost.mochi),
+            number(cost.moco),
+            number(cost.mochi),
             interval(&cost.overhead_percent, percent, "%"),
         )
     };
     vec![
         accuracy("20-NN", &comparison.knn),
         accuracy("linear probe", &comparison.linear_probe),
-        cost("epoch, s", &comparison.epoch_seconds, 1.0),
-        cost("step, ms", &comparison.step_seconds, 1e3),
-        cost("loss in a step, ms", &comparison.loss_seconds, 1e3),
+        cost("seconds an epoch", &comparison.epoch_seconds),
+        cost("of them in the loss", &comparison.loss_seconds),
     ]
 }
 

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 pub use page::Figure;
 pub(crate) use results::percent;
 pub use run::Run;
-pub(crate) use run::data_in_words;
 
+use crate::checkpoint::replace;
 use crate::error::{Error, Result};
 use crate::run_folder::RunFolder;
 
@@ -51,7 +51,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
 /// cannot be written.
 pub fn write(root: &Path) -> Result<PathBuf> {
     let path = RunFolder::new(root).report();
-    page::write(&path, &render(&Run::read(root)?)?)?;
+    replace(&path, render(&Run::read(root)?)?.as_bytes())?;
     Ok(path)
 }
 
@@ -66,7 +66,7 @@ pub fn write_pictures(root: &Path, into: &Path) -> Result<Vec<PathBuf>> {
     for figure in pictures::all(&run) {
         if let Ok(picture) = figure.picture {
             let path = into.join(format!("{}.svg", figure.name));
-            fs::write(&path, picture.standalone()).map_err(Error::io("write", &path))?;
+            replace(&path, picture.standalone().as_bytes())?;
             written.push(path);
         }
     }

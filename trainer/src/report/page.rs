@@ -1,11 +1,7 @@
 //! The page around a report: self-contained, light and dark.
 
-use std::fs;
-use std::path::Path;
-
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::error::{Error, Result};
 use crate::plot::{self, Picture};
 
 const STYLE: &str = include_str!("page.css");
@@ -29,18 +25,6 @@ pub fn page(title: &str, body: Markup) -> String {
         }
     }
     .into_string()
-}
-
-/// Writes beside and renames, so that nobody meets half a page.
-///
-/// # Errors
-/// [`Error::Io`] where the folder cannot be written.
-pub fn write(path: &Path, text: &str) -> Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".part");
-    let beside = Path::new(&beside);
-    fs::write(beside, text).map_err(Error::io("write", beside))?;
-    fs::rename(beside, path).map_err(Error::io("write", path))
 }
 
 /// A picture with its title and caption, or the reason why it is missing.

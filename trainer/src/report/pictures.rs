@@ -308,29 +308,19 @@ fn hardness(run: &Run) -> Figure {
 }
 
 fn time(run: &Run) -> Figure {
-    let mut steps: Vec<(f64, f64, f64)> = Vec::new();
-    let by_epoch = run
-        .steps
-        .chunk_by(|a, b| a.epoch.floor() == b.epoch.floor());
-    for lines in by_epoch {
-        let loss = median(lines.iter().map(|line| 1e3 * line.loss_seconds));
-        let step = median(lines.iter().map(|line| 1e3 * line.step_seconds));
-        steps.push((lines[0].epoch.floor() + 1.0, loss, step));
-    }
-    let share = median(
-        run.steps
-            .iter()
-            .map(|line| line.loss_seconds / line.step_seconds),
-    );
+    let a_step = |line: &EpochLine| {
+        let steps = line.images_per_second * line.seconds / run.config.batch as f64;
+        let [loss, step] = [line.loss_seconds, line.seconds].map(|s| 1e3 * s / steps);
+        step.is_finite().then_some((line.epoch as f64, loss, step))
+    };
+    let steps: Vec<(f64, f64, f64)> = run.trained_epochs().filter_map(a_step).collect();
+    let share = median(steps.iter().map(|&(_, loss, step)| loss / step));
     let lines = Lines::new(
         "Time per step",
         epoch_axis(run),
         Axis::linear("ms").include(0.0),
     )
-    .area(
-        Colour::Grey,
-        steps.iter().map(|s| (s.0, s.1, s.2)).collect(),
-    )
+    .area(Colour::Grey, steps.clone())
     .area(
         Colour::First,
         steps.iter().map(|s| (s.0, 0.0, s.1)).collect(),
@@ -347,7 +337,7 @@ fn time(run: &Run) -> Figure {
     );
     let share = match share.is_finite() {
         true => format!(
-            " The loss takes {:.0} % of a step, in the median.",
+            " Over the epochs, the loss takes {:.0} % in the median.",
             100.0 * share
         ),
         false => String::new(),
@@ -355,10 +345,10 @@ fn time(run: &Run) -> Figure {
     Figure {
         name: "time",
         title: "Time per step",
-        picture: drawn(run, lines, "No step has been written yet."),
+        picture: drawn(run, lines, "No epoch has ended yet."),
         caption: format!(
-            "Median over the sampled steps of an epoch: the loss with its gradient, and the whole \
-             step with data, both encoders and the optimiser.{share}"
+            "Mean over the steps of an epoch: the loss with its gradient, and the whole step with \
+             data, both encoders and the optimiser.{share}"
         ),
     }
 }

@@ -177,10 +177,6 @@ pub fn by_epoch(run: &Run) -> Markup {
 /// The settings by the paper's symbols, and config.toml as it is.
 pub fn settings(run: &Run) -> Markup {
     let c = &run.config;
-    let optional = |value: Option<usize>, none: &str| match value {
-        Some(value) => number(value as f64),
-        None => none.into(),
-    };
     let gradient = match c.query_gradient {
         QueryGradient::Detached => "detached",
         QueryGradient::Attached => "attached",
@@ -199,9 +195,23 @@ pub fn settings(run: &Run) -> Markup {
         ("temperature τ", number(c.temperature.into())),
         ("query gradient", gradient.into()),
     ];
+    let (images, training_images) = match &run.about {
+        Some(about) => {
+            let [channels, height, width] = about.image;
+            let size = format!("{channels}×{height}×{width}");
+            (
+                format!("{}, {size}", about.data),
+                number(about.train_images as f64),
+            )
+        }
+        None => (
+            run.data(),
+            c.train_images.map_or("all".into(), |n| number(n as f64)),
+        ),
+    };
     let training = [
-        ("images", run.data()),
-        ("training images", optional(c.train_images, "all")),
+        ("images", images),
+        ("training images", training_images),
         ("encoder", encoder),
         ("embedding d", number(c.embedding as f64)),
         ("batch B", number(c.batch as f64)),
@@ -211,6 +221,14 @@ pub fn settings(run: &Run) -> Markup {
         ("momentum", format!("{}", c.momentum)),
         ("seed", c.seed.to_string()),
     ];
+    let program = run.about.as_ref().map(|about| {
+        format!(
+            "hardmix {}, {} threads, {} weights",
+            about.version,
+            about.threads,
+            number(about.weights as f64)
+        )
+    });
     let list = |entries: &[(&str, String)]| {
         html! { dl { @for (name, value) in entries { div { dt { (name) } dd { (value) } } } } }
     };
@@ -218,6 +236,7 @@ pub fn settings(run: &Run) -> Markup {
         section {
             h2 { "Settings" }
             div class="settings" { (list(&negatives)) (list(&training)) }
+            @if let Some(program) = program { p class="note" { (program) "." } }
             details {
                 summary { "config.toml, every setting" }
                 pre { (toml::to_string_pretty(c).unwrap_or_else(|error| error.to_string())) }

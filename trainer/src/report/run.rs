@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Method, TrainConfig};
 use crate::error::{Error, Result};
-use crate::metrics::{EpochLine, Line, ResultLine, StepLine};
+use crate::metrics::{EpochLine, Line, ResultLine, RunLine, StepLine};
 use crate::run_folder::RunFolder;
 
 /// A run as its folder tells it.
@@ -15,6 +15,8 @@ pub struct Run {
     pub folder: RunFolder,
     /// Its settings.
     pub config: TrainConfig,
+    /// What was run on what; none where the run has written no metrics yet.
+    pub about: Option<RunLine>,
     /// The sampled steps.
     pub steps: Vec<StepLine>,
     /// The epochs, with 0 for the untrained encoder.
@@ -36,9 +38,11 @@ impl Run {
         let folder = RunFolder::new(root);
         let config = TrainConfig::read(&folder.config())?;
         let (lines, torn) = read_lines(&folder.metrics())?;
-        let (mut steps, mut epochs, mut result) = (Vec::new(), Vec::new(), None);
+        let (mut steps, mut epochs) = (Vec::new(), Vec::new());
+        let (mut about, mut result) = (None, None);
         for line in lines {
             match line {
+                Line::Run(line) => about = Some(line),
                 Line::Step(line) => steps.push(line),
                 Line::Epoch(line) => epochs.push(line),
                 Line::Result(line) => result = Some(line),
@@ -47,6 +51,7 @@ impl Run {
         Ok(Run {
             folder,
             config,
+            about,
             steps,
             epochs,
             result,
@@ -74,9 +79,13 @@ impl Run {
         }
     }
 
-    /// What it was trained on, in words.
+    /// The name of the images it was trained on.
     pub fn data(&self) -> String {
-        data_in_words(&self.config)
+        match (&self.about, &self.config.data) {
+            (Some(about), _) => about.data.clone(),
+            (None, Some(path)) => path.display().to_string(),
+            (None, None) => "the embedded images".into(),
+        }
     }
 
     /// Whether the run makes synthetic negatives after its warm-up.
@@ -116,17 +125,6 @@ impl Run {
     /// The last epoch that ended.
     pub fn epochs_done(&self) -> u64 {
         self.epochs.last().map_or(0, |line| line.epoch)
-    }
-}
-
-/// The images of a configuration, in words.
-pub fn data_in_words(config: &TrainConfig) -> String {
-    match &config.data {
-        None => "the embedded Fashion-MNIST images".into(),
-        Some(path) => match path.file_name() {
-            Some(name) => name.to_string_lossy().into_owned(),
-            None => path.display().to_string(),
-        },
     }
 }
 
