@@ -256,11 +256,8 @@ impl TrainConfig {
                 return fail(setting, "0".to_owned(), "at least 1");
             }
         }
-        if self
-            .image_size
-            .is_some_and(|size| !(8..=1024).contains(&size))
-        {
-            return fail("image_size", format!("{:?}", self.image_size), "8 to 1024");
+        if let Some(size) = self.image_size.filter(|size| !(8..=1024).contains(size)) {
+            return fail("image_size", size.to_string(), "8 to 1024");
         }
         if self.hardest > self.queue {
             let expected = format!("at most the queue's {} rows", self.queue);

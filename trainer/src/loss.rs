@@ -49,7 +49,10 @@ pub fn run(args: &LossArgs) -> Result<()> {
         });
     }
     let bytes = fs::read(&args.case).map_err(Error::io("read", &args.case))?;
-    let wrong = |reason: String| Error::Data { path: args.case.clone(), reason };
+    let wrong = |reason: String| Error::Data {
+        path: args.case.clone(),
+        reason,
+    };
     let case = Case::read(&bytes).map_err(wrong)?;
     let output = case.compute()?;
     // A loss that is not a number is an error that names the row, never a result.
@@ -83,7 +86,9 @@ impl Case {
         let ([rows, dim], queries) = tensors.required("queries", "F32", f32::from_le_bytes)?;
         let (shape, keys) = tensors.required::<f32, 4, 2>("keys", "F32", f32::from_le_bytes)?;
         if shape != [rows, dim] {
-            return Err(format!("`keys` has shape {shape:?}; expected [{rows}, {dim}], as `queries`"));
+            return Err(format!(
+                "`keys` has shape {shape:?}; expected [{rows}, {dim}], as `queries`"
+            ));
         }
         let mut queue = Queue::from_rows(tensors.queue(dim)?, dim).map_err(|e| e.to_string())?;
         if let Some(([_], labels)) = tensors.optional("queue_labels", "U32", u32::from_le_bytes)? {
@@ -93,7 +98,15 @@ impl Case {
             .optional::<u32, 4, 1>("query_labels", "U32", u32::from_le_bytes)?
             .map(|(_, labels)| labels);
         let draws = draws(&settings, &tensors, &config, rows)?;
-        Ok(Self { config, queries, keys, dim, query_labels, queue, draws })
+        Ok(Self {
+            config,
+            queries,
+            keys,
+            dim,
+            query_labels,
+            queue,
+            draws,
+        })
     }
 
     fn compute(&self) -> Result<Output> {
@@ -110,8 +123,12 @@ struct Settings(HashMap<String, String>);
 
 impl Settings {
     fn get<T: std::str::FromStr>(&self, key: &str, expected: &str) -> Result<Option<T>, String> {
-        let Some(text) = self.0.get(key) else { return Ok(None) };
-        text.parse().map(Some).map_err(|_| format!("`{key}` is `{text}`; expected {expected}"))
+        let Some(text) = self.0.get(key) else {
+            return Ok(None);
+        };
+        text.parse()
+            .map(Some)
+            .map_err(|_| format!("`{key}` is `{text}`; expected {expected}"))
     }
 
     fn required<T: std::str::FromStr>(&self, key: &str, expected: &str) -> Result<T, String> {
@@ -161,11 +178,20 @@ impl Tensors<'_> {
         dtype: &str,
         element: fn([u8; SIZE]) -> T,
     ) -> Result<Option<([usize; RANK], Vec<T>)>, String> {
-        let Some(view) = self.view(name) else { return Ok(None) };
-        let shape = <[usize; RANK]>::try_from(view.shape())
-            .map_err(|_| format!("`{name}` has shape {:?}; expected {RANK} axes", view.shape()))?;
+        let Some(view) = self.view(name) else {
+            return Ok(None);
+        };
+        let shape = <[usize; RANK]>::try_from(view.shape()).map_err(|_| {
+            format!(
+                "`{name}` has shape {:?}; expected {RANK} axes",
+                view.shape()
+            )
+        })?;
         if format!("{:?}", view.dtype()) != dtype {
-            return Err(format!("`{name}` has type {:?}; expected {dtype}", view.dtype()));
+            return Err(format!(
+                "`{name}` has type {:?}; expected {dtype}",
+                view.dtype()
+            ));
         }
         Ok(Some((shape, elements(&view, element))))
     }
@@ -176,19 +202,25 @@ impl Tensors<'_> {
         dtype: &str,
         element: fn([u8; SIZE]) -> T,
     ) -> Result<([usize; RANK], Vec<T>), String> {
-        self.optional(name, dtype, element)?.ok_or_else(|| format!("has no tensor `{name}`"))
+        self.optional(name, dtype, element)?
+            .ok_or_else(|| format!("has no tensor `{name}`"))
     }
 
     fn queue(&self, dim: usize) -> Result<Rows, String> {
         let view = self.view("queue").ok_or("has no tensor `queue`")?;
         if view.shape().len() != 2 || view.shape()[1] != dim {
-            return Err(format!("`queue` has shape {:?}; expected [K, {dim}]", view.shape()));
+            return Err(format!(
+                "`queue` has shape {:?}; expected [K, {dim}]",
+                view.shape()
+            ));
         }
         match view.dtype() {
             Dtype::F32 => Ok(Rows::F32(elements(&view, f32::from_le_bytes))),
             Dtype::F16 => Ok(Rows::F16(elements(&view, f16::from_le_bytes))),
             Dtype::BF16 => Ok(Rows::Bf16(elements(&view, bf16::from_le_bytes))),
-            other => Err(format!("`queue` has type {other:?}; expected F32, F16 or BF16")),
+            other => Err(format!(
+                "`queue` has type {other:?}; expected F32, F16 or BF16"
+            )),
         }
     }
 
@@ -202,17 +234,24 @@ impl Tensors<'_> {
     ) -> Result<Vec<T>, String> {
         match self.optional(name, dtype, element)? {
             Some((shape, values)) if shape == [rows, width] => Ok(values),
-            Some((shape, _)) => {
-                Err(format!("`{name}` has shape {shape:?}; expected [{rows}, {width}]"))
-            }
+            Some((shape, _)) => Err(format!(
+                "`{name}` has shape {shape:?}; expected [{rows}, {width}]"
+            )),
             None if width == 0 => Ok(Vec::new()),
-            None => Err(format!("has neither draws (`{name}`) nor `seed` and `step`")),
+            None => Err(format!(
+                "has neither draws (`{name}`) nor `seed` and `step`"
+            )),
         }
     }
 }
 
 fn elements<T, const SIZE: usize>(view: &TensorView<'_>, element: fn([u8; SIZE]) -> T) -> Vec<T> {
-    view.data().as_chunks::<SIZE>().0.iter().map(|&bytes| element(bytes)).collect()
+    view.data()
+        .as_chunks::<SIZE>()
+        .0
+        .iter()
+        .map(|&bytes| element(bytes))
+        .collect()
 }
 
 /// The case's draws: written out, or by seed and step; never both.
@@ -230,9 +269,9 @@ fn draws(
     match (seed, step, written) {
         (Some(_), None, _) => Err("has a `seed` but no `step`".into()),
         (None, Some(_), _) => Err("has a `step` but no `seed`".into()),
-        (Some(_), Some(_), Some(name)) => {
-            Err(format!("has both draws (`{name}`) and `seed` with `step`; expected one of them"))
-        }
+        (Some(_), Some(_), Some(name)) => Err(format!(
+            "has both draws (`{name}`) and `seed` with `step`; expected one of them"
+        )),
         (Some(seed), Some(step), None) => Draws::seeded(seed, step).map_err(|e| e.to_string()),
         (None, None, _) => {
             let mixed = (rows, config.mixed());
@@ -261,15 +300,30 @@ fn result(case: &Case, output: &Output, loss: f32) -> Vec<Tensor> {
     let config = &case.config;
     let f32s = |name, shape, values: &[f32]| {
         let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Tensor { name, dtype: Dtype::F32, shape, bytes }
+        Tensor {
+            name,
+            dtype: Dtype::F32,
+            shape,
+            bytes,
+        }
     };
     let u32s = |name, shape, values: &[u32]| {
         let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Tensor { name, dtype: Dtype::U32, shape, bytes }
+        Tensor {
+            name,
+            dtype: Dtype::U32,
+            shape,
+            bytes,
+        }
     };
     let bools = |name, values: &[bool]| {
         let bytes = values.iter().map(|&x| u8::from(x)).collect();
-        Tensor { name, dtype: Dtype::U8, shape: vec![rows], bytes }
+        Tensor {
+            name,
+            dtype: Dtype::U8,
+            shape: vec![rows],
+            bytes,
+        }
     };
     let mixed = || vec![rows, config.mixed()];
     let query_mixed = || vec![rows, config.query_mixed()];
@@ -278,7 +332,11 @@ fn result(case: &Case, output: &Output, loss: f32) -> Vec<Tensor> {
         f32s("loss_rows", vec![rows], &output.loss_rows),
         f32s("grad_queries", vec![rows, case.dim], &output.grad_queries),
         f32s("mixed_logits", mixed(), &output.mixed_logits),
-        f32s("query_mixed_logits", query_mixed(), &output.query_mixed_logits),
+        f32s(
+            "query_mixed_logits",
+            query_mixed(),
+            &output.query_mixed_logits,
+        ),
         u32s("hardest", vec![rows, config.hardest()], &output.hardest),
         bools("hits", &output.hits),
         bools("hits_with_synthetic", &output.hits_with_synthetic),
@@ -305,7 +363,10 @@ fn write(path: &Path, tensors: &[Tensor]) -> Result<()> {
     let bytes = views
         .collect::<Result<Vec<_>, _>>()
         .and_then(|views| safetensors::serialize(views, None))
-        .map_err(|error| Error::Data { path: path.into(), reason: error.to_string() })?;
+        .map_err(|error| Error::Data {
+            path: path.into(),
+            reason: error.to_string(),
+        })?;
     let mut beside = path.as_os_str().to_owned();
     beside.push(".partial");
     let beside = PathBuf::from(beside);
