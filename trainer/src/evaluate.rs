@@ -247,7 +247,7 @@ pub fn linear_probe(bank: &Features<'_>, test: &Features<'_>) -> f64 {
             let progress = step as f32 / steps as f32;
             let rate = probe::RATE * 0.5 * (1.0 + (std::f32::consts::PI * progress).cos());
             step += 1;
-            let unbias = |beta: f32| 1.0 - beta.powi(step as i32);
+            let unbias = |beta: f32| 1.0 - beta.powi(step);
             let (unbias_1, unbias_2) = (unbias(0.9), unbias(0.999));
             let moments = first.iter_mut().zip(&mut second);
             for ((weight, &g), (first, second)) in weights.iter_mut().zip(&gradient).zip(moments) {

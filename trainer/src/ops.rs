@@ -545,7 +545,12 @@ impl GroupNorm {
                 sum_with_x += total_with_x * scale[channel];
             }
             let (sum, sum_with_x) = (sum / group as f32, sum_with_x / group as f32);
-            for channel in index * per_group..(index + 1) * per_group {
+            for (channel, &slope) in scale
+                .iter()
+                .enumerate()
+                .skip(index * per_group)
+                .take(per_group)
+            {
                 let plane = channel * positions..(channel + 1) * positions;
                 let (x, out, grad) = (&x[plane.clone()], &out[plane.clone()], &grad[plane.clone()]);
                 for (i, to) in grad_x[plane].iter_mut().enumerate() {
@@ -555,7 +560,7 @@ impl GroupNorm {
                         grad[i]
                     };
                     let unit = (x[i] - mean) * inverse;
-                    *to = (through * scale[channel] - sum - unit * sum_with_x) * inverse;
+                    *to = (through * slope - sum - unit * sum_with_x) * inverse;
                 }
             }
         }

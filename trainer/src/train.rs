@@ -250,10 +250,11 @@ impl Trainer {
                 metrics.write(&Line::Step(line))?;
             }
             let last = self.state.step == self.steps();
-            if self.state.step % self.steps_per_epoch == 0 {
+            if self.state.step.is_multiple_of(self.steps_per_epoch) {
                 let began = Instant::now();
                 let epoch = self.state.step / self.steps_per_epoch;
-                let due = self.config.evaluate_every > 0 && epoch % self.config.evaluate_every == 0;
+                let due = self.config.evaluate_every > 0
+                    && epoch.is_multiple_of(self.config.evaluate_every);
                 if last {
                     result = Some(self.final_evaluation(&progress)?);
                 }
@@ -267,7 +268,7 @@ impl Trainer {
                 seconds = EpochSeconds::default();
             }
             let interrupted = interrupt.load(Ordering::SeqCst);
-            if last || interrupted || self.state.step % self.config.checkpoint_every == 0 {
+            if last || interrupted || self.state.step.is_multiple_of(self.config.checkpoint_every) {
                 metrics.sync()?;
                 self.state.save(&self.folder)?;
             }
@@ -330,7 +331,7 @@ impl Trainer {
 
     /// Whether the step that makes `step` steps done leaves a line and measures what costs time.
     fn sampled(&self, step: u64) -> bool {
-        step % self.config.log_every == 0
+        step.is_multiple_of(self.config.log_every)
     }
 
     /// One step, in MoCo's order: momentum update, keys, loss against the old queue, optimiser,
@@ -338,6 +339,7 @@ impl Trainer {
     fn step(&mut self) -> Result<StepLine> {
         let began = Instant::now();
         let (step, batch) = (self.state.step, self.config.batch);
+        let sampled = self.sampled(step + 1);
         let epoch = step / self.steps_per_epoch;
         if self.order.0 != epoch {
             self.order = (
@@ -371,7 +373,6 @@ impl Trainer {
 
         let loss_began = Instant::now();
         let warm_up = epoch < self.config.warm_up_epochs;
-        let sampled = (step + 1) % self.config.log_every == 0;
         self.loss
             .set_config(loss_settings(&self.loss_config, warm_up, sampled));
         let draws = Draws::seeded(self.config.seed, step)?;
