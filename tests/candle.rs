@@ -53,10 +53,7 @@ fn composed(
     output: &Output,
 ) -> candle_core::Result<Tensor> {
     let device = Device::Cpu;
-    let queue = (0..queue.capacity())
-        .flat_map(|i| queue.row(i))
-        .map(f64::from)
-        .collect();
+    let queue = queue.rows().to_f32().into_iter().map(f64::from).collect();
     let queue = Tensor::from_vec(queue, (CAPACITY, DIM), &device)?;
     let tau = f64::from(config.temperature());
     let mut losses = Vec::new();

@@ -203,7 +203,8 @@ impl Writer {
         };
         let stays = |text: &&str| match serde_json::from_str(text) {
             Ok(Line::Result(_)) | Err(_) => false,
-            Ok(line) => line.step() <= step,
+            // A run that begins again writes its first lines again.
+            Ok(line) => step > 0 && line.step() <= step,
         };
         let kept: String = text.split_inclusive('\n').take_while(stays).collect();
         if kept != text {
