@@ -447,7 +447,6 @@ impl<'a> Runner<'a> {
         }
         while left > 0 {
             let before = self.machine.progress;
-            let mut ran = false;
             for next in &order {
                 let (at, budget) = match self.options.schedule.blocks {
                     // After an idle round everybody has a turn, lest one is missed that can go on.
@@ -460,14 +459,13 @@ impl<'a> Runner<'a> {
                     continue;
                 }
                 let outcome = self.machine.run(&mut self.warps[at], budget)?;
-                ran |= outcome != Outcome::Blocked;
                 if outcome == Outcome::Finished {
                     self.done[at] = true;
                     left -= 1;
                 }
             }
             self.check_steps()?;
-            if ran && self.machine.progress != before {
+            if self.machine.progress != before {
                 idle = 0;
                 self.machine.stuck = false;
                 continue;
