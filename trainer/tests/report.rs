@@ -143,6 +143,21 @@ fn a_damaged_line_is_an_error_that_names_it() {
 }
 
 #[test]
+fn numbers_out_of_order_or_of_any_size_make_a_page() {
+    let epochs = [epoch(3), epoch(1), epoch(u64::MAX / 10)].join("\n");
+    for (from, to) in [
+        ("0.5", "1e308"),
+        ("0.5", "-1e308"),
+        ("0.1", "1e-320"),
+        ("2.0", "0.0"),
+    ] {
+        rendered(folder("", &(epochs.replace(from, to) + "\n")).path());
+    }
+    let none = ended().replace("\"test_images\":2000", "\"test_images\":0");
+    rendered(folder("batch = 1\nlog_every = 1\n", &none).path());
+}
+
+#[test]
 fn bytes_that_are_no_text_are_an_error() {
     let folder = folder("", "");
     fs::write(folder.path().join("metrics.jsonl"), [0xff, 0xfe, b'\n']).unwrap();

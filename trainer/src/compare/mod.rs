@@ -24,6 +24,9 @@ use crate::report::Run;
 use crate::run_folder::RunFolder;
 use crate::train::train_or_resume;
 
+/// More is a seed taken for a count.
+const MOST_PAIRS: u64 = 1000;
+
 /// The flags of `hardmix compare`.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 pub struct CompareArgs {
@@ -55,6 +58,9 @@ impl FromStr for Seeds {
         if !text.contains(',') {
             return match number(text) {
                 Ok(0) => Err("at least one pair is needed".into()),
+                Ok(count) if count > MOST_PAIRS => Err(format!(
+                    "at most {MOST_PAIRS} pairs; list a seed as in {count},"
+                )),
                 Ok(count) => Ok(Seeds::Count(count)),
                 Err(error) => Err(format!("neither a count nor a list of seeds: {error}")),
             };
@@ -250,7 +256,7 @@ mod tests {
         assert_eq!("3,5, 8".parse(), Ok(Seeds::List(vec![3, 5, 8])));
         assert_eq!("7,".parse(), Ok(Seeds::List(vec![7])));
         assert_eq!(Seeds::Count(3).resolve(10), [10, 11, 12]);
-        for wrong in ["0", "", ",", "-1", "1,x", "4,4", "1.5"] {
+        for wrong in ["0", "1001", "", ",", "-1", "1,x", "4,4", "1.5"] {
             assert!(wrong.parse::<Seeds>().is_err(), "{wrong:?}");
         }
     }

@@ -181,19 +181,25 @@ impl Fitted {
     }
 
     fn log_ticks(&self, wanted: f64) -> Vec<(f64, String)> {
-        let decades = self.high - self.low;
-        // Between the decades 2 and 5 while there is room, nothing when there is little.
-        let within: &[f64] = if decades * 3.0 <= wanted {
-            &[1.0, 2.0, 5.0]
-        } else {
-            &[1.0]
+        let every = ((self.high - self.low) / wanted).ceil().max(1.0) as i32;
+        let within = |digits: &[f64]| -> Vec<f64> {
+            (self.low.floor() as i32..=self.high.ceil() as i32)
+                .filter(|decade| decade % every == 0)
+                .flat_map(|decade| digits.iter().map(move |n| n * 10f64.powi(decade)))
+                .filter(|value| (self.low - 1e-9..=self.high + 1e-9).contains(&value.log10()))
+                .collect()
         };
-        let every = (decades / wanted).ceil().max(1.0) as i32;
-        let decade_range = self.low.floor() as i32..=self.high.ceil() as i32;
-        decade_range
-            .filter(|decade| decade % every == 0)
-            .flat_map(|decade| within.iter().map(move |n| n * 10f64.powi(decade)))
-            .filter(|value| (self.low - 1e-9..=self.high + 1e-9).contains(&value.log10()))
+        // The most digits to a decade that there is room for; all of them within one decade.
+        let sets: [&[f64]; 3] = [&[1.0, 2.0, 3.0, 5.0], &[1.0, 2.0, 5.0], &[1.0]];
+        let values = match within(sets[0]) {
+            few if few.len() < 3 => within(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]),
+            _ => {
+                let fits = |digits: &&&[f64]| within(digits).len() as f64 <= wanted;
+                within(sets.iter().find(fits).unwrap_or(&sets[2]))
+            }
+        };
+        values
+            .into_iter()
             .map(|value| (value, self.axis.log_text(value)))
             .collect()
     }
@@ -331,6 +337,12 @@ mod tests {
             .unwrap();
         let texts: Vec<_> = axis.ticks(80.0).into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts, ["1", "10", "100", "1,000"]);
+
+        let axis = Axis::log("x")
+            .fit([0.0008, 0.0038], (0.0, 300.0), 0.0)
+            .unwrap();
+        let texts: Vec<_> = axis.ticks(60.0).into_iter().map(|(_, text)| text).collect();
+        assert_eq!(texts, ["0.001", "0.002", "0.003"]);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub fn section(run: &Run) -> Result<Markup> {
                 None => p class="missing" { "No neighbours yet: they are found when the run ends." },
                 Some(queries) => {
                     p class="lead" {
-                        "At the left an image of the " (run.evaluated()) ", then its " (SHOWN)
+                        "At the left one of the " (run.evaluated()) ", then its " (SHOWN)
                         " nearest training images: above by the trained encoder, below by raw \
                          pixels. A framed image with a cross is of another class. Look for \
                          neighbours of the right class that differ in brightness or shape, and for \

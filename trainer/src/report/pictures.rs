@@ -142,8 +142,9 @@ fn loss(run: &Run) -> Figure {
         title: "Loss",
         picture: drawn(run, lines, "No step has been written yet."),
         caption: format!(
-            "InfoNCE over the positive, the {} queue rows and the synthetic negatives. It should \
-             fall, fast at first.{step} {}",
+            "InfoNCE over the positive, the {} queue rows and the synthetic negatives. It can rise \
+             while keys replace the random rows that the queue starts with, and need not fall far \
+             after: the negatives grow harder with the encoder.{step} {}",
             number(run.config.queue as f64),
             averaged(run)
         ),
@@ -155,10 +156,10 @@ fn proxy_accuracy(run: &Run) -> Figure {
     let lines = Lines::new("Proxy accuracy", epoch_axis(run), axis).line(
         "against the queue",
         Colour::First,
-        by_step(run, |line| line.proxy_accuracy),
+        by_epoch(run, |line| line.proxy_accuracy),
     );
     let lines = if run.mixes() {
-        let with = by_step(run, |line| line.proxy_accuracy_with_synthetic);
+        let with = by_epoch(run, |line| line.proxy_accuracy_with_synthetic);
         lines.line("and synthetics", Colour::Second, with)
     } else {
         lines
@@ -166,13 +167,11 @@ fn proxy_accuracy(run: &Run) -> Figure {
     Figure {
         name: "proxy-accuracy",
         title: "Proxy accuracy",
-        picture: drawn(run, lines, "No step has been written yet."),
-        caption: format!(
-            "Share of queries strictly nearer to their own key than to every negative. The gap \
-             between the two lines is how much harder the synthetic negatives make the task (the \
-             paper's Fig. 2b). {}",
-            averaged(run)
-        ),
+        picture: drawn(run, lines, "No epoch has ended yet."),
+        caption: "Share of queries strictly nearer to their own key than to every negative, the \
+                  epoch's mean. The gap between the two lines is how much harder the synthetic \
+                  negatives make the task (the paper's Fig. 2b)."
+            .into(),
     }
 }
 
@@ -203,8 +202,8 @@ fn uniformity(run: &Run) -> Figure {
         picture: drawn(run, lines, "No uniformity has been measured yet."),
         caption:
             "How evenly the embeddings cover the sphere, over queries and queue rows. Lower is \
-                  more even; rows spread at random come to about −4, and the first epoch is \
-                  flattered by the random rows that the queue starts with. The paper reports that \
+                  more even; rows spread at random come to about −4. In the first epoch \
+                  the queue still holds the random rows it started with. The paper reports that \
                   mixing makes features more uniform; that shows only against a run of MoCo."
                 .into(),
     }
@@ -226,7 +225,7 @@ fn matching_probability(run: &Run) -> Figure {
     let mut lines = Lines::new(title, Axis::log("rank of the negative, hardest first"), y)
         .ramp(&format!("ep. {first}"), &format!("ep. {last}"));
     for (epoch, probabilities) in chosen.into_iter().map(|place| curves[place]) {
-        let place = (epoch - first) as f64 / (last - first).max(1) as f64;
+        let place = (epoch as f64 - first as f64) / (last as f64 - first as f64).max(1.0);
         let point = |rank: usize| Some((rank as f64, *probabilities.get(rank - 1)?));
         let points = log_ranks(probabilities.len())
             .into_iter()
@@ -245,8 +244,8 @@ fn matching_probability(run: &Run) -> Figure {
         caption:
             "The softmax probability of a query's hardest, second hardest, … queue row, without \
                   synthetics; one curve an epoch, pale to full (the paper's Fig. 2a, here as true \
-                  probabilities on logarithmic axes). As training goes on, the curve should grow \
-                  steeper: ever fewer negatives carry the gradient."
+                  probabilities on logarithmic axes). In the paper the curve grows steeper with \
+                  training: ever fewer negatives carry the gradient."
                 .into(),
     }
 }

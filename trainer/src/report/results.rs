@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::run::Run;
-use crate::config::QueryGradient;
+use crate::config::{EncoderKind, QueryGradient};
 use crate::metrics::ResultLine;
 use crate::plot::number;
 
@@ -181,9 +181,11 @@ pub fn settings(run: &Run) -> Markup {
         QueryGradient::Detached => "detached",
         QueryGradient::Attached => "attached",
     };
-    let encoder = match c.encoder {
-        Some(kind) => format!("{kind:?}").to_lowercase(),
-        None => "by the images: conv for gray, resnet for colour".into(),
+    let gray = run.about.as_ref().map(|about| about.image[0] == 1);
+    let encoder = match (c.encoder, gray) {
+        (Some(EncoderKind::Conv), _) | (None, Some(true)) => "conv",
+        (Some(EncoderKind::Resnet), _) | (None, Some(false)) => "resnet",
+        (None, None) => "by the images: conv for gray, resnet for colour",
     };
     let negatives = [
         ("method", run.method()),
@@ -212,7 +214,7 @@ pub fn settings(run: &Run) -> Markup {
     let training = [
         ("images", images),
         ("training images", training_images),
-        ("encoder", encoder),
+        ("encoder", encoder.into()),
         ("embedding d", number(c.embedding as f64)),
         ("batch B", number(c.batch as f64)),
         ("epochs", number(c.epochs as f64)),
