@@ -38,7 +38,10 @@
 //! - [`cpu::Step`]: loss, gradient and diagnostics in one pass over the queue.
 //! - [`cpu::rank`], [`cpu::mix`], [`cpu::info_nce`]: the three operators, each usable alone.
 //! - [`Output`] and [`Metrics`]: what comes back.
-#![cfg_attr(feature = "candle", doc = "- [`candle`]: the loss as an operation on candle tensors.")]
+#![cfg_attr(
+    feature = "candle",
+    doc = "- [`candle`]: the loss as an operation on candle tensors."
+)]
 //!
 //! # Guarantees
 //!

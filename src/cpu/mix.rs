@@ -12,7 +12,7 @@ use crate::error::{Error, Result, elements, filled};
 use crate::queue::Queue;
 
 /// A mixture shorter than this is the zero vector (method: Loss, 3).
-const SHORTEST: f64 = 1e-12;
+pub(super) const SHORTEST: f64 = 1e-12;
 
 /// Synthetic negatives written out, for those who want them; the step never does.
 #[derive(Debug, Clone, PartialEq)]
@@ -235,47 +235,39 @@ pub(super) fn resolve(
     Ok(())
 }
 
-/// One query and its hardest, as mixing sees them; the memory is reused from row to row.
+/// Mixes for one query at a time; the memory is reused from row to row.
+///
+/// The rows that a query's draws name, and behind them the query itself, are gathered once and then
+/// read from a near cache: a mixture is one of two such rows, of either kind.
 #[derive(Debug, Default)]
 pub(super) struct Mixer {
-    /// The hardest as f32, [N_b][dim]: gathered once, then read by every pair from a near cache.
+    /// By position in the list of hardest: where that row is gathered, if any draw names it.
+    slots: Vec<u32>,
+    /// The queue rows that are gathered, ascending.
+    named: Vec<u32>,
+    /// The gathered rows, then the query, [named + 1][dim].
     rows: Vec<f32>,
-    squared_norms: Vec<f32>,
-    pair_dots: Vec<f32>,
-    /// 1/r of the mixed, then of the query-mixed negatives; 0 where r is too short.
+    /// ‖row‖² of each.
+    squares: Vec<f32>,
+    /// q·row of each.
+    logits: Vec<f32>,
+    /// What is mixed from what, mixed then query-mixed: α or β, and where its two rows are.
+    weights: Vec<f32>,
+    first: Vec<u32>,
+    second: Vec<u32>,
+    /// The product of the two.
+    dots: Vec<f32>,
+    /// 1/r; 0 where r is too short.
     inverses: Vec<f64>,
     exponentials: Vec<f32>,
-    weights: Vec<f64>,
+    /// What each gathered row weighs in the gradient.
+    folded: Vec<f64>,
     rounded: Vec<f32>,
 }
 
-/// The products that a mixture of two rows is a function of.
-struct Products {
-    /// ‖a‖², ‖b‖².
-    squares: [f64; 2],
-    /// a·b.
-    dot: f64,
-    /// q·a, q·b.
-    logits: [f64; 2],
-}
-
-impl Products {
-    /// q·h and 1/r of h = (w a + (1−w) b)/r, or nothing where the rows all but cancel: with r² less
-    /// than a sixteenth of its parts the f32 products' error, some 1e-7 of those, would show in the
-    /// logit's sixth digit.
-    fn mixture(&self, weight: f64) -> Option<(f64, f64)> {
-        let [v, w] = [weight, 1.0 - weight];
-        let parts = v * v * self.squares[0] + w * w * self.squares[1];
-        let squared = parts + 2.0 * v * w * self.dot;
-        (squared >= parts * (1.0 / 16.0) && squared >= SHORTEST * SHORTEST).then(|| {
-            let inverse = 1.0 / squared.sqrt();
-            ((v * self.logits[0] + w * self.logits[1]) * inverse, inverse)
-        })
-    }
-}
-
 /// q·h and 1/r from the rows themselves, in f64; zeros where r is too short.
-fn mixture(weight: f64, query: &[f32], a: &[f32], b: &[f32]) -> (f64, f64) {
+fn mixture(weight: f32, query: &[f32], a: &[f32], b: &[f32]) -> (f64, f64) {
+    let weight = f64::from(weight);
     let (mut squared, mut logit) = (0.0, 0.0);
     for ((q, a), b) in query.iter().zip(a).zip(b) {
         let h = weight * f64::from(*a) + (1.0 - weight) * f64::from(*b);
@@ -301,109 +293,123 @@ impl Mixer {
         mixed_logits: &mut [f32],
         query_mixed_logits: &mut [f32],
     ) {
-        let dim = query.len();
-        queue.gather(hardest, &mut self.rows);
-        self.squared_norms.clear();
-        self.squared_norms.extend(
-            hardest
-                .iter()
-                .map(|&row| queue.squared_norms()[row as usize]),
-        );
-        self.pair_dots.resize(mixed_logits.len(), 0.0);
-        vector::pair_dots(
-            &self.rows,
-            dim,
-            draws.first,
-            draws.second,
-            &mut self.pair_dots,
-        );
-        self.inverses.clear();
-        let squared = |position: u32| f64::from(self.squared_norms[position as usize]);
-        let logit = |position: u32| f64::from(hardest_logits[position as usize]);
-        let feature = |position: u32| &self.rows[position as usize * dim..][..dim];
-        for (index, out) in mixed_logits.iter_mut().enumerate() {
-            let (i, j) = (draws.first[index], draws.second[index]);
-            let weight = f64::from(draws.alpha[index]);
-            let products = Products {
-                squares: [squared(i), squared(j)],
-                dot: f64::from(self.pair_dots[index]),
-                logits: [logit(i), logit(j)],
-            };
-            let (logit, inverse) = products
-                .mixture(weight)
-                .unwrap_or_else(|| mixture(weight, query, feature(i), feature(j)));
-            *out = logit as f32;
-            self.inverses.push(inverse);
+        self.gather(query, queue, (hardest, hardest_logits), draws);
+        let (dim, mixed) = (query.len(), mixed_logits.len());
+        self.dots.resize(self.weights.len(), 0.0);
+        let (first, second) = (&self.first[..mixed], &self.second[..mixed]);
+        vector::pair_dots(&self.rows, dim, first, second, &mut self.dots[..mixed]);
+        for (dot, &row) in self.dots[mixed..].iter_mut().zip(&self.second[mixed..]) {
+            *dot = self.logits[row as usize];
         }
-        let query_squared = norm(query).powi(2);
-        for (index, out) in query_mixed_logits.iter_mut().enumerate() {
-            let j = draws.pick[index];
-            let weight = f64::from(draws.beta[index]);
-            let products = Products {
-                squares: [query_squared, squared(j)],
-                dot: logit(j),
-                logits: [query_squared, logit(j)],
-            };
-            let (logit, inverse) = products
-                .mixture(weight)
-                .unwrap_or_else(|| mixture(weight, query, query, feature(j)));
-            *out = logit as f32;
-            self.inverses.push(inverse);
+        self.inverses.resize(self.weights.len(), 0.0);
+        let kinds = [
+            (0..mixed, mixed_logits),
+            (mixed..self.weights.len(), query_mixed_logits),
+        ];
+        for (range, out) in kinds {
+            vector::mixtures(
+                &self.weights[range.clone()],
+                (&self.first[range.clone()], &self.second[range.clone()]),
+                (&self.squares, &self.logits),
+                &self.dots[range.clone()],
+                out,
+                &mut self.inverses[range.clone()],
+            );
+            for (index, out) in range.zip(out) {
+                if self.inverses[index].is_nan() {
+                    let row = |at: u32| &self.rows[at as usize * dim..][..dim];
+                    let (a, b) = (row(self.first[index]), row(self.second[index]));
+                    let (logit, inverse) = mixture(self.weights[index], query, a, b);
+                    (*out, self.inverses[index]) = (logit as f32, inverse);
+                }
+            }
         }
     }
 
-    /// Adds the synthetic negatives to a row's sums, of which `direction` = Σ e^{(l − shift)/τ}·n,
-    /// and returns the multiple of the query that belongs to it. Their gradient is folded into
-    /// weights of queue rows (method: Gradient, last point), so that each of the hardest is read
-    /// once.
+    /// Gathers the rows that the draws name, and the query.
+    fn gather(
+        &mut self,
+        query: &[f32],
+        queue: &Queue,
+        (hardest, hardest_logits): (&[u32], &[f32]),
+        draws: &DrawsMut<'_>,
+    ) {
+        const NAMED: u32 = u32::MAX;
+        self.slots.clear();
+        self.slots.resize(hardest.len(), 0);
+        for &position in [&*draws.first, &*draws.second, &*draws.pick]
+            .into_iter()
+            .flatten()
+        {
+            self.slots[position as usize] = NAMED;
+        }
+        self.named.clear();
+        self.squares.clear();
+        self.logits.clear();
+        for ((slot, &row), &logit) in self.slots.iter_mut().zip(hardest).zip(hardest_logits) {
+            if *slot == NAMED {
+                *slot = self.named.len() as u32;
+                self.named.push(row);
+                self.squares.push(queue.squared_norms()[row as usize]);
+                self.logits.push(logit);
+            }
+        }
+        queue.gather(&self.named, &mut self.rows);
+        self.rows.extend_from_slice(query);
+        let query_square = norm(query).powi(2) as f32;
+        self.squares.push(query_square);
+        self.logits.push(query_square);
+
+        self.weights.clear();
+        self.weights.extend_from_slice(draws.alpha);
+        self.weights.extend_from_slice(draws.beta);
+        let slot = |&position: &u32| self.slots[position as usize];
+        self.first.clear();
+        self.first.extend(draws.first.iter().map(slot));
+        self.first
+            .resize(self.weights.len(), self.named.len() as u32);
+        self.second.clear();
+        self.second
+            .extend(draws.second.iter().chain(&*draws.pick).map(slot));
+    }
+
+    /// Adds the synthetic negatives to a row's sums, of which `direction` = Σ e^{(l − shift)/τ}·n.
+    /// Their gradient is folded into weights of the gathered rows (method: Gradient, last point),
+    /// so that no h is ever written out.
     pub fn fold(
         &mut self,
         config: &Config,
-        draws: &DrawsMut<'_>,
         mixed_logits: &[f32],
         query_mixed_logits: &[f32],
         totals: &mut Totals,
         direction: &mut [f32],
-    ) -> f64 {
-        let (dim, s) = (direction.len(), mixed_logits.len());
+    ) {
         totals.raise(mixed_logits, config.temperature(), direction);
         totals.raise(query_mixed_logits, config.temperature(), direction);
         let scale = exponent_scale(config.temperature());
-        self.exponentials.resize(s + query_mixed_logits.len(), 0.0);
-        let (mixed, query_mixed) = self.exponentials.split_at_mut(s);
+        self.exponentials.resize(self.weights.len(), 0.0);
+        let (mixed, query_mixed) = self.exponentials.split_at_mut(mixed_logits.len());
         vector::exponentials(mixed_logits, totals.shift, scale, mixed);
         vector::exponentials(query_mixed_logits, totals.shift, scale, query_mixed);
-        totals.total += mixed
-            .iter()
-            .chain(&*query_mixed)
-            .map(|&p| f64::from(p))
-            .sum::<f64>();
-        self.weights.clear();
-        self.weights.resize(self.squared_norms.len(), 0.0);
-        for (index, &p) in mixed.iter().enumerate() {
-            let weight = f64::from(p) * self.inverses[index];
-            let a = f64::from(draws.alpha[index]);
-            self.weights[draws.first[index] as usize] += weight * a;
-            self.weights[draws.second[index] as usize] += weight * (1.0 - a);
-        }
-        let mut of_query = 0.0;
+        totals.total += self.exponentials.iter().map(|&p| f64::from(p)).sum::<f64>();
+
+        self.folded.clear();
+        self.folded.resize(self.squares.len(), 0.0);
         let attached = config.query_gradient() == QueryGradient::Attached;
-        for (index, &p) in query_mixed.iter().enumerate() {
-            let inverse = self.inverses[s + index];
-            let a = f64::from(draws.beta[index]);
-            let mut row = f64::from(p) * (1.0 - a) * inverse;
-            let mut query = f64::from(p) * a * inverse;
-            if attached {
-                let tangent = a * f64::from(query_mixed_logits[index]) * inverse;
-                row *= 1.0 - tangent;
-                query *= 2.0 - tangent;
+        for index in 0..self.weights.len() {
+            let (w, inverse) = (f64::from(self.weights[index]), self.inverses[index]);
+            let share = f64::from(self.exponentials[index]) * inverse;
+            let (mut first, mut second) = (share * w, share * (1.0 - w));
+            if let (true, Some(position)) = (attached, index.checked_sub(mixed_logits.len())) {
+                let tangent = w * f64::from(query_mixed_logits[position]) * inverse;
+                first *= 2.0 - tangent;
+                second *= 1.0 - tangent;
             }
-            self.weights[draws.pick[index] as usize] += row;
-            of_query += query;
+            self.folded[self.first[index] as usize] += first;
+            self.folded[self.second[index] as usize] += second;
         }
         self.rounded.clear();
-        self.rounded.extend(self.weights.iter().map(|&w| w as f32));
-        vector::add_weighted(&self.rows, dim, &self.rounded, direction);
-        of_query
+        self.rounded.extend(self.folded.iter().map(|&w| w as f32));
+        vector::add_weighted(&self.rows, direction.len(), &self.rounded, direction);
     }
 }

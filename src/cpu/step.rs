@@ -378,15 +378,14 @@ impl Row<'_> {
         hardest_logits.resize(out.hardest.len(), 0.0);
         let listed = select(candidates, out.hardest, hardest_logits);
         let hardest = (&out.hardest[..listed], &hardest_logits[..listed]);
-        let (mut sums, mut of_query) = (*totals, 0.0);
+        let mut sums = *totals;
         let (mixed, query_mixed) = (&mut *out.mixed_logits, &mut *out.query_mixed_logits);
         match negatives {
             Negatives::Drawn(draws) => {
                 resolve(draws, self.batch, self.row, listed, &mut out.draws)?;
                 if listed > 0 && mixed.len() + query_mixed.len() > 0 {
                     mixer.logits(query, self.queue, hardest, &out.draws, mixed, query_mixed);
-                    of_query =
-                        mixer.fold(config, &out.draws, mixed, query_mixed, &mut sums, direction);
+                    mixer.fold(config, mixed, query_mixed, &mut sums, direction);
                 }
             }
             Negatives::Given(synthetic) if totals.unmasked > 0 => {
@@ -418,9 +417,8 @@ impl Row<'_> {
         // dL/dq = (1−p⁺)/τ·(Σ p_j n_j/Z₋ − k), the sum over all negatives: method, Gradient.
         let outer = loss.negative / f64::from(config.temperature()) * per_row;
         let inner = if total == 0.0 { 0.0 } else { outer / total };
-        for (index, grad) in out.grad_query.iter_mut().enumerate() {
-            let negatives = f64::from(direction[index]) + of_query * f64::from(query[index]);
-            *grad = (inner * negatives - outer * f64::from(key[index])) as f32;
+        for ((grad, negatives), key) in out.grad_query.iter_mut().zip(&*direction).zip(key) {
+            *grad = (inner * f64::from(*negatives) - outer * f64::from(*key)) as f32;
         }
         for (grad, x) in out.grad_key.iter_mut().zip(query) {
             *grad = (-outer * f64::from(*x)) as f32;

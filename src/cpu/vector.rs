@@ -5,6 +5,7 @@
 use multiversion::multiversion;
 
 use super::VECTOR;
+use super::mix::SHORTEST;
 
 /// Queue rows whose exponentials are summed in f32 before the sum joins an f64 total, and whose
 /// passing bits share a word: a sum of 32 keeps 1e-7 of relative error, far below the logits' own.
@@ -233,6 +234,55 @@ pub(super) fn pair_dots(rows: &[f32], dim: usize, first: &[u32], second: &[u32],
             &rows[i as usize * dim..][..dim],
             &rows[j as usize * dim..][..dim],
         );
+    }
+}
+
+/// q·h and 1/r of each mixture h = (w a + (1−w) b)/r from products of its two rows: the squares and
+/// logits of all rows, which `first` and `second` point into, and the `dots` of the pairs.
+///
+/// NaN for 1/r where a and b all but cancel: with r² less than a sixteenth of its parts the error of
+/// the f32 products, some 1e-7 of those, would show in the logit's sixth digit.
+#[multiversion(targets = "simd")]
+pub(super) fn mixtures(
+    weights: &[f32],
+    (first, second): (&[u32], &[u32]),
+    (squares, logits): (&[f32], &[f32]),
+    dots: &[f32],
+    mixed: &mut [f32],
+    inverses: &mut [f64],
+) {
+    const LANES: usize = 8;
+    const TOO_SHORT: f64 = SHORTEST * SHORTEST;
+    for start in (0..weights.len()).step_by(LANES) {
+        let count = LANES.min(weights.len() - start);
+        let (mut v, mut dot) = ([0.0f64; LANES], [0.0f64; LANES]);
+        let (mut square, mut logit) = ([[0.0f64; LANES]; 2], [[0.0f64; LANES]; 2]);
+        for lane in 0..count {
+            let at = start + lane;
+            v[lane] = f64::from(weights[at]);
+            dot[lane] = f64::from(dots[at]);
+            for (side, row) in [first[at], second[at]].into_iter().enumerate() {
+                square[side][lane] = f64::from(squares[row as usize]);
+                logit[side][lane] = f64::from(logits[row as usize]);
+            }
+        }
+        let (mut inverse, mut value) = ([0.0f64; LANES], [0.0f64; LANES]);
+        for lane in 0..LANES {
+            let w = 1.0 - v[lane];
+            let parts = v[lane] * v[lane] * square[0][lane] + w * w * square[1][lane];
+            let squared = parts + 2.0 * v[lane] * w * dot[lane];
+            let sound = squared >= parts * (1.0 / 16.0) && squared >= TOO_SHORT;
+            inverse[lane] = if sound {
+                1.0 / squared.sqrt()
+            } else {
+                f64::NAN
+            };
+            value[lane] = (v[lane] * logit[0][lane] + w * logit[1][lane]) * inverse[lane];
+        }
+        for lane in 0..count {
+            mixed[start + lane] = value[lane] as f32;
+            inverses[start + lane] = inverse[lane];
+        }
     }
 }
 
