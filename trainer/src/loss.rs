@@ -144,9 +144,8 @@ impl Settings {
             self.required("mixed", count)?,
             self.required("query_mixed", count)?,
         )
-        .and_then(|config| Ok((config, self.required("temperature", "a number"))))
         .map_err(refused)?;
-        let (config, temperature) = config;
+        let temperature = self.required("temperature", "a number")?;
         let query_gradient = match self.0.get("query_gradient").map(String::as_str) {
             None | Some("detached") => QueryGradient::Detached,
             Some("attached") => QueryGradient::Attached,
@@ -157,12 +156,15 @@ impl Settings {
             }
         };
         Ok(config
-            .with_temperature(temperature?)
+            .with_temperature(temperature)
             .map_err(refused)?
             .with_query_gradient(query_gradient)
             .with_oracle(self.get("oracle", "`true` or `false`")?.unwrap_or(false)))
     }
 }
+
+/// A tensor's shape and elements.
+type Shaped<T, const RANK: usize> = ([usize; RANK], Vec<T>);
 
 /// The file's tensors.
 struct Tensors<'a>(&'a SafeTensors<'a>);
@@ -177,7 +179,7 @@ impl Tensors<'_> {
         name: &str,
         dtype: &str,
         element: fn([u8; SIZE]) -> T,
-    ) -> Result<Option<([usize; RANK], Vec<T>)>, String> {
+    ) -> Result<Option<Shaped<T, RANK>>, String> {
         let Some(view) = self.view(name) else {
             return Ok(None);
         };
@@ -201,7 +203,7 @@ impl Tensors<'_> {
         name: &str,
         dtype: &str,
         element: fn([u8; SIZE]) -> T,
-    ) -> Result<([usize; RANK], Vec<T>), String> {
+    ) -> Result<Shaped<T, RANK>, String> {
         self.optional(name, dtype, element)?
             .ok_or_else(|| format!("has no tensor `{name}`"))
     }
