@@ -197,7 +197,7 @@ unsafe extern "C" fn softgpu_take_launch(
 /// the process.
 ///
 /// # Panics
-/// Where softgpu is not what the process runs on (see [`crate::install`]); so do the others here.
+/// Where softgpu is not what the process runs on (see [`crate::install()`]); so do the others here.
 pub fn set_schedule(schedule: Schedule) {
     // SAFETY: the exported function above has this type.
     let set = unsafe { symbol::<extern "C" fn(u32, u32, u64)>(c"softgpu_set_schedule") };

@@ -16,11 +16,6 @@ use super::error::{CuError, CuResult, SUCCESS};
 pub struct Out<T>(*mut T);
 
 impl<T> Out<T> {
-    /// For a result that nobody wants.
-    pub fn nowhere() -> Self {
-        Out(std::ptr::null_mut())
-    }
-
     /// Whether no place was passed.
     pub fn is_null(&self) -> bool {
         self.0.is_null()

@@ -9,6 +9,7 @@
 //! takes a nanosecond, a copied byte a sixteenth of one. They say what waits for what, and nothing
 //! about the speed of a GPU.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -55,6 +56,29 @@ impl Moment {
     pub fn join(&mut self, other: &Moment) {
         self.clock.join(&other.clock);
         self.nanos = self.nanos.max(other.nanos);
+    }
+}
+
+/// What the host has waited for: all threads together, since softgpu does not see how they order
+/// one another.
+static HOST: Mutex<Clock> = Mutex::new(Clock(Vec::new()));
+
+thread_local! {
+    /// The modelled time that this thread has waited for; others must not hold its work back.
+    static HOST_NANOS: Cell<u64> = const { Cell::new(0) };
+}
+
+impl Moment {
+    /// The host waits for this point.
+    pub fn teach_host(&self) {
+        lock(&HOST).join(&self.clock);
+        HOST_NANOS.set(HOST_NANOS.get().max(self.nanos));
+    }
+
+    /// Comes after everything that the host has waited for.
+    pub fn learn_from_host(&mut self) {
+        self.clock.join(&lock(&HOST));
+        self.nanos = self.nanos.max(HOST_NANOS.get());
     }
 }
 

@@ -275,12 +275,7 @@ entry! {
     fn cuCtxSynchronize() {
         let context = current()?;
         context.legacy.synchronize()?;
-        for stream in driver().streams.all() {
-            // A capture elsewhere has no work that could be waited for.
-            if !stream.is_capturing() {
-                stream.synchronize()?;
-            }
-        }
+        driver().streams.all().iter().for_each(|stream| stream.synchronize_unless_capturing());
         driver().check_sound()
     }
 

@@ -164,7 +164,7 @@ entry! {
             None => Ok(()),
             Some(None) => Err(CuError::NOT_READY),
             Some(Some(moment)) => {
-                lock(&driver().host).join(&moment);
+                moment.teach_host();
                 Ok(())
             }
         }
@@ -174,8 +174,7 @@ entry! {
     fn cuEventSynchronize(handle: Handle) {
         context::current()?;
         if let Some(record) = driver().events.get(handle)?.recording()? {
-            let moment = record.wait();
-            lock(&driver().host).join(&moment);
+            record.wait().teach_host();
         }
         driver().check_sound()
     }

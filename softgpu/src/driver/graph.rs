@@ -9,7 +9,7 @@ use super::context;
 use super::error::{CuError, CuResult};
 use super::stream::{Stream, working_stream};
 use super::work::Work;
-use super::{Handle, driver, fresh_handle};
+use super::{Handle, driver};
 
 const AUTO_FREE_ON_LAUNCH: c_ulonglong = 1;
 const DEVICE_LAUNCH: c_ulonglong = 4;
@@ -47,7 +47,6 @@ pub struct Capturing {
     branch: Branch,
     /// Whether the capture began on this stream, where it must end.
     origin: bool,
-    id: Handle,
 }
 
 /// A point in a capture: the nodes that what follows comes after.
@@ -108,7 +107,6 @@ impl Branch {
                 *part = Some(Capturing {
                     branch: self.clone(),
                     origin: false,
-                    id: fresh_handle(),
                 });
                 Ok(true)
             }
@@ -163,7 +161,6 @@ fn begin(stream: &Arc<Stream>, legacy: bool) -> CuResult {
         *part = Some(Capturing {
             branch,
             origin: true,
-            id: fresh_handle(),
         });
         Ok(())
     })
@@ -274,21 +271,6 @@ fn instantiate(out: &Out<Handle>, graph: Handle, flags: c_ulonglong) -> CuResult
     out.put(driver().graph_execs.add(GraphExec::new(&graph)))
 }
 
-fn capture_status(stream: Handle, id: &Out<u64>) -> CuResult<c_int> {
-    let (_, stream) = working_stream(stream)?;
-    Ok(stream.with_capture(|part| match part {
-        None => NOT_CAPTURING,
-        Some(part) => {
-            id.put_if_wanted(part.id as u64);
-            if lock(&part.branch.capture).invalid {
-                CAPTURE_INVALIDATED
-            } else {
-                CAPTURING
-            }
-        }
-    }))
-}
-
 entry! {
     /// From here on the stream's work goes into a graph.
     fn cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) {
@@ -313,23 +295,12 @@ entry! {
 
     /// Whether the stream's work goes into a graph.
     fn cuStreamIsCapturing(stream: Handle, out: Out<c_int>) {
-        out.put(capture_status(stream, &Out::nowhere())?)
-    }
-
-    /// The same, with the capture's number.
-    fn cuStreamGetCaptureInfo_v2(
-        stream: Handle,
-        status: Out<c_int>,
-        id: Out<u64>,
-        graph: Out<Handle>,
-        dependencies: Out<Handle>,
-        count: Out<usize>,
-    ) {
-        status.put(capture_status(stream, &id)?)?;
-        graph.put_if_wanted(0);
-        dependencies.put_if_wanted(0);
-        count.put_if_wanted(0);
-        Ok(())
+        let (_, stream) = working_stream(stream)?;
+        out.put(stream.with_capture(|part| match part {
+            None => NOT_CAPTURING,
+            Some(part) if lock(&part.branch.capture).invalid => CAPTURE_INVALIDATED,
+            Some(_) => CAPTURING,
+        }))
     }
 
     /// An empty graph.
@@ -346,15 +317,13 @@ entry! {
         driver().graphs.remove(graph).map(drop)
     }
 
-    /// The number of nodes, and their handles if there is room for them.
+    /// The number of nodes; they have no handles here.
     fn cuGraphGetNodes(graph: Handle, nodes: Out<Handle>, count: Out<usize>) {
         let graph = driver().graphs.get(graph)?;
-        let len = lock(&graph.nodes).len();
         if !nodes.is_null() {
-            let room = count.read()?.min(len);
-            nodes.put_all((1..=room).collect::<Vec<_>>().into_iter())?;
+            return Err(CuError::NOT_SUPPORTED);
         }
-        count.put(len)
+        count.put(lock(&graph.nodes).len())
     }
 
     /// Makes a graph ready to run.

@@ -134,7 +134,10 @@ impl HostMemory {
             let mut after = vec![0; before.len()];
             memory.read(address, &mut after, order)?;
             memory.free(address)?;
-            if let Some(allocation) = lock(&self.0).get(&address) {
+            let allocations = lock(&self.0);
+            // Freed, and perhaps allocated anew, while the kernel ran?
+            let same = |found: &&Allocation| found.layout.size() == before.len();
+            if let Some(allocation) = allocations.get(&address).filter(same) {
                 // SAFETY: as above, for writing what the kernel wrote.
                 let host = unsafe { allocation.pointer.bytes_mut(before.len()) };
                 for (at, byte) in after

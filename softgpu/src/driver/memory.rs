@@ -109,15 +109,12 @@ entry! {
 
     /// Frees device or managed memory, once all work is done.
     fn cuMemFree_v2(address: u64) {
-        context::current()?;
+        let context = context::current()?;
         if address == 0 {
             return Ok(());
         }
-        for stream in driver().streams.all() {
-            if !stream.is_capturing() {
-                stream.synchronize()?;
-            }
-        }
+        context.legacy.synchronize_unless_capturing();
+        driver().streams.all().iter().for_each(|stream| stream.synchronize_unless_capturing());
         if driver().host_memory.holds(address) {
             return driver().host_memory.free(address, true);
         }

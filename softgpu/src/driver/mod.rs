@@ -32,7 +32,7 @@ use crate::fault::{Fault, Kind};
 use crate::image::Arch;
 use crate::memory::Memory;
 
-use clock::{Moment, lock};
+use clock::lock;
 use error::{CuError, CuResult};
 
 /// A context, stream, event … as the API names it: an opaque pointer that nobody follows.
@@ -50,8 +50,6 @@ pub struct Driver {
     pub initialised: AtomicBool,
     /// The device; whoever runs work holds it.
     pub memory: Mutex<Memory>,
-    /// What the host has waited for.
-    pub host: Mutex<Moment>,
     pub contexts: Table<context::Context>,
     pub streams: Table<stream::Stream>,
     pub events: Table<event::Event>,
@@ -70,7 +68,6 @@ pub fn driver() -> &'static Driver {
         arch: device::arch_from_environment(),
         initialised: AtomicBool::new(false),
         memory: Mutex::new(Memory::new(device_memory())),
-        host: Mutex::default(),
         contexts: Table::default(),
         streams: Table::default(),
         events: Table::default(),
@@ -104,6 +101,12 @@ impl Driver {
         control::report(fault);
         lock(&self.failed).get_or_insert(code_of(fault.kind));
     }
+
+    /// The same for a defect of softgpu itself.
+    pub fn give_up(&self, message: &str) {
+        abi::complain("internal error", message);
+        lock(&self.failed).get_or_insert(CuError::UNKNOWN);
+    }
 }
 
 /// The code by which a GPU would answer to a kernel at fault.
@@ -111,7 +114,7 @@ pub fn code_of(kind: Kind) -> CuError {
     match kind {
         Kind::OutOfBounds | Kind::Misaligned | Kind::UseAfterFree => CuError::ILLEGAL_ADDRESS,
         Kind::StepLimit => CuError::LAUNCH_TIMEOUT,
-        Kind::Trap => CuError::ASSERT,
+        Kind::Trap => CuError::ASSERT, // most often `assert`
         Kind::Unsupported => CuError::NOT_SUPPORTED,
         Kind::Parse => CuError::INVALID_PTX,
         Kind::OutOfMemory => CuError::OUT_OF_MEMORY,

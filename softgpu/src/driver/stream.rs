@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::{c_int, c_uint, c_void};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::abi::{Out, entry};
 use super::clock::{Line, Moment, lock};
@@ -88,11 +88,7 @@ impl Stream {
     }
 
     fn enqueue(self: &Arc<Self>, work: Work) {
-        {
-            // What the host has waited for comes before what it submits now.
-            let mut reached = lock(&self.reached);
-            reached.join(&lock(&driver().host));
-        }
+        lock(&self.reached).learn_from_host();
         let mut queue = lock(&self.queue);
         if queue.draining {
             queue.waiting.push_back(work);
@@ -100,7 +96,12 @@ impl Stream {
             queue.waiting.push_back(work);
             queue.draining = true;
             let stream = Arc::clone(self);
-            std::thread::spawn(move || stream.drain());
+            let drainer = std::thread::Builder::new().spawn(move || stream.drain());
+            drop(queue);
+            if drainer.is_err() {
+                // No thread to be had: the caller waits instead.
+                self.drain();
+            }
         } else {
             // The queue stays locked: what other threads submit here comes after.
             work.run(&self.line, &self.reached);
@@ -137,6 +138,19 @@ impl Stream {
             capturing.invalidate();
             return Err(CuError::STREAM_CAPTURE_UNSUPPORTED);
         }
+        self.wait(queue);
+        Ok(())
+    }
+
+    /// The same for whoever waits for all streams: a capture has no work to wait for.
+    pub fn synchronize_unless_capturing(&self) {
+        let queue = lock(&self.queue);
+        if queue.capturing.is_none() {
+            self.wait(queue);
+        }
+    }
+
+    fn wait(&self, mut queue: MutexGuard<'_, Queue>) {
         while queue.draining {
             queue = self
                 .emptied
@@ -144,9 +158,7 @@ impl Stream {
                 .unwrap_or_else(PoisonError::into_inner);
         }
         drop(queue);
-        let reached = lock(&self.reached).clone();
-        lock(&driver().host).join(&reached);
-        Ok(())
+        lock(&self.reached).teach_host();
     }
 
     fn is_idle(&self) -> bool {
@@ -204,8 +216,8 @@ entry! {
     fn cuStreamDestroy_v2(handle: Handle) {
         context::current()?;
         let stream = driver().streams.get(handle)?;
-        if stream.is_capturing() {
-            stream.with_capture(|capturing| capturing.take().map(|mut capturing| capturing.invalidate()));
+        if let Some(mut part) = stream.with_capture(Option::take) {
+            part.invalidate();
         }
         driver().streams.remove(handle).map(drop)
     }

@@ -67,12 +67,17 @@ impl Place {
                 complain(what, "a device pointer where a host pointer belongs");
                 Err(CuError::INVALID_VALUE)
             }
+            Place::Host(pointer) if driver().host_memory.holds(pointer.address() as u64) => {
+                driver()
+                    .host_memory
+                    .check(what, pointer.address() as u64, len)
+            }
             Place::Host(_) => Ok(()),
             Place::Device(address) => check_range(what, address, len),
         }
     }
 
-    /// Whether the caller may go on before the copy is done: only pinned host memory allows it.
+    /// Whether the caller waits for the copy: only pinned host memory allows going on before.
     fn is_pageable(self) -> bool {
         matches!(self, Place::Host(pointer) if !driver().host_memory.holds(pointer.address() as u64))
     }

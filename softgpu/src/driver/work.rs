@@ -1,8 +1,9 @@
 //! What streams do: launches, transfers, frees, marks and waits.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
-use super::abi::HostPtr;
+use super::abi::{HostPtr, panic_message};
 use super::clock::{Line, Moment, lock};
 use super::driver;
 use super::event::Record;
@@ -73,9 +74,11 @@ impl Work {
                         clock: reached.clock.ticks().to_vec(),
                     }
                 };
-                match self.on_device(&order) {
-                    Ok(nanos) => lock(reached).nanos += nanos,
-                    Err(fault) => driver().fail(&fault),
+                // A panic must neither cross the ABI nor end the thread that empties a stream.
+                match catch_unwind(AssertUnwindSafe(|| self.on_device(&order))) {
+                    Ok(Ok(nanos)) => lock(reached).nanos += nanos,
+                    Ok(Err(fault)) => driver().fail(&fault),
+                    Err(panic) => driver().give_up(panic_message(&*panic)),
                 }
             }
         }
