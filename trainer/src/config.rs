@@ -159,7 +159,7 @@ impl Default for TrainConfig {
             weight_decay: 0.1,
             learning_rate_warm_up_steps: 200,
             seed: 0,
-            evaluate_every: 1,
+            evaluate_every: 3,
             checkpoint_every: 200,
             log_every: 10,
             augment: Augment::default(),
