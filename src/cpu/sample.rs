@@ -13,17 +13,18 @@ use crate::queue::{NO_LABEL, Queue};
 
 /// Queue rows in the sample. More sharpen the threshold, and cost a product of their own: see
 /// docs/performance.md for the measurement.
-const SAMPLE_ROWS: usize = 2048;
+const SAMPLE_ROWS: usize = 1024;
 
 /// Rows of the sample that are multiplied at once.
 const PART: usize = 512;
 
 /// The rank within the sample whose logit is the threshold: the expected number of the N among the
-/// sample, six standard deviations, and 8 for the skew of small numbers.
+/// sample, four and a half standard deviations, and 4 for the skew of small numbers: too few pass
+/// for one query in a hundred thousand.
 fn threshold_rank(hardest: usize, capacity: usize, sample: usize) -> usize {
     let share = sample as f64 / capacity as f64;
     let expected = hardest as f64 * share;
-    (expected + 6.0 * (expected * (1.0 - share)).sqrt() + 8.0).ceil() as usize
+    (expected + 4.5 * (expected * (1.0 - share)).sqrt() + 4.0).ceil() as usize
 }
 
 /// One row at a hashed place in each of `sample` equal strides: neither a sorted nor a periodic
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn rank_of_the_threshold() {
-        // m = 1024·2048/65536 = 32: 32 + 6√(32·(1 − 1/32)) + 8 = 73.4.
-        assert_eq!(threshold_rank(1024, 65_536, 2048), 74);
+        // m = 1024·1024/65536 = 16: 16 + 4.5√(16·(1 − 1/64)) + 4 = 37.9.
+        assert_eq!(threshold_rank(1024, 65_536, 1024), 38);
     }
 }
