@@ -203,7 +203,7 @@ impl Form {
                             old == new
                                 || old.is_nan() && new.is_nan()
                                 || old.is_finite()
-                                && (old - new).abs() <= absolute.max(relative * old.abs())
+                                    && (old - new).abs() <= absolute.max(relative * old.abs())
                         })
                     }
                     Agreement::Sum { terms } => {

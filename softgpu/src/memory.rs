@@ -228,6 +228,12 @@ impl Memory {
         (address - base < self.size_of(*index)).then_some(*index)
     }
 
+    /// Whether an address lies in memory that was freed.
+    pub(crate) fn was_freed(&self, address: u64) -> bool {
+        let grave = self.graves.range(..=address).next_back();
+        grave.is_some_and(|(base, size)| address - base < *size)
+    }
+
     /// What is wrong with an access to `bytes` bytes at `address`, which lies in no allocation.
     pub(crate) fn stray(&self, address: u64, bytes: u64) -> Fault {
         let grave = self.graves.range(..=address).next_back();

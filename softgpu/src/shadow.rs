@@ -130,6 +130,11 @@ impl Written {
         }
     }
 
+    /// Whether none of the bytes was written.
+    pub(crate) fn none(&self, from: usize, bytes: usize) -> bool {
+        (from..from + bytes).all(|byte| self.bits[byte / 64] >> (byte % 64) & 1 == 0)
+    }
+
     /// Marks bytes as written.
     #[inline(always)]
     pub(crate) fn mark(&mut self, from: usize, bytes: usize) {

@@ -6,6 +6,7 @@
 use crate::clock::Known;
 use crate::execute::Origin;
 use crate::registers::{LANES, Registers};
+use crate::shadow::Written;
 use crate::tensor::pipe::Pipe;
 
 /// Why a group does not run.
@@ -37,6 +38,8 @@ pub(crate) struct Warp {
     pub(crate) registers: Registers,
     /// The lanes' local memory, one after the other.
     pub(crate) local: Vec<u8>,
+    /// Which of its bytes were written.
+    pub(crate) written: Written,
     /// Its number in its block.
     pub(crate) index: u32,
     /// Which resident block it belongs to.
@@ -66,6 +69,7 @@ impl Warp {
         Self {
             registers,
             local: vec![0; local as usize * LANES],
+            written: Written::new(local as usize * LANES),
             index,
             block: 0,
             serial: 0,
@@ -85,6 +89,7 @@ impl Warp {
         self.block = block;
         self.serial = serial;
         self.alive = if lanes >= 32 { !0 } else { (1 << lanes) - 1 };
+        self.written.clear();
         self.groups.clear();
         self.groups.push(Group {
             pc: 0,

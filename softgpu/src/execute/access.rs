@@ -8,7 +8,6 @@ use crate::ir::{Address, Load, Space, Store, Width};
 use crate::memory::Extent;
 use crate::registers::{LANES, Registers};
 use crate::space;
-use crate::tensor::matrix;
 use crate::warp::Warp;
 
 /// What an access lands on, for lanes that land together.
@@ -19,6 +18,8 @@ pub(super) enum Target {
     Shared(usize),
     Local,
     Parameters,
+    /// Memory that was freed.
+    Freed,
     /// Nothing.
     Nowhere,
 }
@@ -57,7 +58,7 @@ pub(super) fn addresses(registers: &Registers, address: Address) -> [u64; LANES]
 
 /// An element of memory as the bits of a register.
 #[inline(always)]
-fn element(bytes: &[u8], width: Width, signed: bool) -> u64 {
+pub(super) fn element(bytes: &[u8], width: Width, signed: bool) -> u64 {
     match (width, signed) {
         (Width::B8, false) => bytes[0].into(),
         (Width::B8, true) => bytes[0] as i8 as u64,
@@ -158,11 +159,24 @@ impl Machine<'_> {
                     mask: together(base, size),
                 },
                 None => Landing {
-                    target: Target::Nowhere,
+                    target: if self.memory.was_freed(first) {
+                        Target::Freed
+                    } else {
+                        Target::Nowhere
+                    },
                     base: 0,
                     mask: mask & mask.wrapping_neg(),
                 },
             },
+        }
+    }
+
+    /// Whether it is an error to land beyond the bytes of a target.
+    #[inline(always)]
+    pub(super) fn bounds(&self, landing: Landing) -> bool {
+        match landing.target {
+            Target::Freed => self.flags.freed,
+            _ => self.flags.bounds,
         }
     }
 
@@ -361,7 +375,7 @@ impl Machine<'_> {
         let site = || self.site(warp, lane as u32, pc, &format!("{verb} {bytes} bytes"));
         let offset = address.wrapping_sub(landing.base);
         match (trouble, landing.target) {
-            (Trouble::Bounds, Target::Allocation(_) | Target::Nowhere) => {
+            (Trouble::Bounds, Target::Allocation(_) | Target::Freed | Target::Nowhere) => {
                 self.memory.stray(address, bytes).at(site())
             }
             (Trouble::Bounds, target) => {
@@ -383,6 +397,7 @@ impl Machine<'_> {
             (Trouble::Unwritten, target) => {
                 let place = match target {
                     Target::Shared(_) => format!("shared address {offset}"),
+                    Target::Local => format!("local address {offset}"),
                     _ => format!("offset {offset} of the allocation at {:#x}", landing.base),
                 };
                 let what = format!("nobody has written {place}");
@@ -437,6 +452,7 @@ impl Machine<'_> {
         while rest != 0 {
             let landing = self.landing(warp, load.space, &addresses, rest);
             rest &= !landing.mask;
+            let bounds = self.bounds(landing);
             self.before_access(warp, landing, &addresses, total as u64, pc, false)?;
             if matches!(landing.target, Target::Local | Target::Parameters) {
                 self.load_private(warp, load, landing, &addresses, pc)?;
@@ -455,7 +471,7 @@ impl Machine<'_> {
                         let end = offset.wrapping_add(total);
                         if offset > end || end > extent.bytes.len() || is_reserved(landing, offset)
                         {
-                            if flags.bounds {
+                            if bounds {
                                 return Err((lane, Trouble::Bounds));
                             }
                             for (d, width) in &load.d {
@@ -504,53 +520,6 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Loads from local memory and parameters.
-    fn load_private(
-        &mut self,
-        warp: &mut Warp,
-        load: &Load,
-        landing: Landing,
-        addresses: &[u64; LANES],
-        pc: u32,
-    ) -> Result<()> {
-        let size = load.element.bytes();
-        let total = size * load.d.len();
-        let local = self.kernel.local as usize;
-        for lane in lanes(landing.mask) {
-            let offset = addresses[lane].wrapping_sub(landing.base) as usize;
-            let all = match landing.target {
-                Target::Local => &warp.local[lane * local..(lane + 1) * local],
-                _ => self.parameters,
-            };
-            let Some(bytes) = offset
-                .checked_add(total)
-                .and_then(|end| all.get(offset..end))
-            else {
-                if self.flags.bounds {
-                    let access = Access::Read { strong: false };
-                    let address = addresses[lane];
-                    let bytes = total as u64;
-                    return Err(self.trouble(
-                        Trouble::Bounds,
-                        landing,
-                        warp,
-                        lane,
-                        address,
-                        bytes,
-                        pc,
-                        access,
-                    ));
-                }
-                continue;
-            };
-            for (bytes, (d, width)) in bytes.chunks_exact(size).zip(&load.d) {
-                let value = element(bytes, load.element, load.signed);
-                set(&mut warp.registers, *d, *width, lane, value);
-            }
-        }
-        Ok(())
-    }
-
     pub(super) fn store(
         &mut self,
         warp: &mut Warp,
@@ -571,11 +540,11 @@ impl Machine<'_> {
         } else {
             None
         };
-        let flags = self.flags;
         let mut rest = mask;
         while rest != 0 {
             let landing = self.landing(warp, store.space, &addresses, rest);
             rest &= !landing.mask;
+            let bounds = self.bounds(landing);
             self.before_access(warp, landing, &addresses, total as u64, pc, true)?;
             if landing.target == Target::Local {
                 self.store_local(warp, store, landing, &addresses, pc)?;
@@ -592,7 +561,7 @@ impl Machine<'_> {
                         let end = offset.wrapping_add(total);
                         if offset > end || end > extent.bytes.len() || is_reserved(landing, offset)
                         {
-                            if flags.bounds {
+                            if bounds {
                                 return Err((lane, Trouble::Bounds));
                             }
                             continue;
@@ -629,266 +598,6 @@ impl Machine<'_> {
         }
         Ok(())
     }
-
-    fn store_local(
-        &mut self,
-        warp: &mut Warp,
-        store: &Store,
-        landing: Landing,
-        addresses: &[u64; LANES],
-        pc: u32,
-    ) -> Result<()> {
-        let total = store.element.bytes() * store.sources.len();
-        let local = self.kernel.local as usize;
-        for lane in lanes(landing.mask) {
-            let offset = addresses[lane].wrapping_sub(landing.base) as usize;
-            let mut value = [0; 32];
-            gather(&mut value, &warp.registers, store, lane);
-            let all = &mut warp.local[lane * local..(lane + 1) * local];
-            match offset
-                .checked_add(total)
-                .and_then(|end| all.get_mut(offset..end))
-            {
-                Some(bytes) => bytes.copy_from_slice(&value[..total]),
-                None if self.flags.bounds => {
-                    let access = Access::Write {
-                        strong: false,
-                        same: false,
-                    };
-                    let (address, bytes) = (addresses[lane], total as u64);
-                    return Err(self.trouble(
-                        Trouble::Bounds,
-                        landing,
-                        warp,
-                        lane,
-                        address,
-                        bytes,
-                        pc,
-                        access,
-                    ));
-                }
-                None => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// `ldmatrix`: lanes 8i to 8i + 7 name the rows of matrix i.
-    pub(super) fn load_matrix(
-        &mut self,
-        warp: &mut Warp,
-        address: Address,
-        space: Space,
-        transpose: bool,
-        d: &[u32],
-        pc: u32,
-    ) -> Result<()> {
-        let addresses = addresses(&warp.registers, address);
-        for (number, d) in d.iter().enumerate() {
-            let mut rows = [[0; 16]; 8];
-            for (row, bytes) in rows.iter_mut().enumerate() {
-                let lane = 8 * number + row;
-                self.read_row(warp, space, &addresses, lane, bytes, pc)?;
-            }
-            warp.registers
-                .put(*d, !0, &matrix::distribute(&rows, transpose));
-        }
-        Ok(())
-    }
-
-    /// `stmatrix`.
-    pub(super) fn store_matrix(
-        &mut self,
-        warp: &mut Warp,
-        address: Address,
-        space: Space,
-        transpose: bool,
-        sources: &[u32],
-        pc: u32,
-    ) -> Result<()> {
-        let addresses = addresses(&warp.registers, address);
-        for (number, source) in sources.iter().enumerate() {
-            let rows = matrix::collect(warp.registers.row::<u32>(*source), transpose);
-            for (row, bytes) in rows.iter().enumerate() {
-                self.write_row(warp, space, &addresses, 8 * number + row, bytes, pc)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads at one lane's address.
-    pub(super) fn read_row(
-        &mut self,
-        warp: &mut Warp,
-        space: Space,
-        addresses: &[u64; LANES],
-        lane: usize,
-        out: &mut [u8],
-        pc: u32,
-    ) -> Result<()> {
-        let total = out.len();
-        let access = Access::Read { strong: false };
-        let landing = self.landing(warp, space, addresses, 1 << lane);
-        self.before_access(warp, landing, addresses, total as u64, pc, false)?;
-        let flags = self.flags;
-        let offset = addresses[lane].wrapping_sub(landing.base) as usize;
-        let mut unwritten = false;
-        let result = self.with_extent(warp, landing, pc, None, |extent, _, accessor, context| {
-            let end = offset.wrapping_add(total);
-            if offset > end || end > extent.bytes.len() || is_reserved(landing, offset) {
-                return if flags.bounds {
-                    Err(Trouble::Bounds)
-                } else {
-                    Ok(())
-                };
-            }
-            if flags.uninitialised && !extent.written.all(offset, total) {
-                unwritten = true;
-            }
-            if let Some(accessor) = accessor {
-                visit(extent, offset, total, lane, access, accessor, context)
-                    .map_err(Trouble::Race)?;
-            }
-            out.copy_from_slice(&extent.bytes[offset..end]);
-            Ok(())
-        });
-        if unwritten {
-            self.defer(landing, warp, lane, addresses[lane], total as u64, pc)?;
-        }
-        result.map_err(|trouble| {
-            let address = addresses[lane];
-            self.trouble(
-                trouble,
-                landing,
-                warp,
-                lane,
-                address,
-                total as u64,
-                pc,
-                access,
-            )
-        })
-    }
-
-    /// Writes at one lane's address.
-    pub(super) fn write_row(
-        &mut self,
-        warp: &mut Warp,
-        space: Space,
-        addresses: &[u64; LANES],
-        lane: usize,
-        value: &[u8],
-        pc: u32,
-    ) -> Result<()> {
-        let total = value.len();
-        let landing = self.landing(warp, space, addresses, 1 << lane);
-        self.before_access(warp, landing, addresses, total as u64, pc, true)?;
-        let flags = self.flags;
-        let offset = addresses[lane].wrapping_sub(landing.base) as usize;
-        let result = self.with_extent(warp, landing, pc, None, |extent, _, accessor, context| {
-            let end = offset.wrapping_add(total);
-            if offset > end || end > extent.bytes.len() || is_reserved(landing, offset) {
-                return if flags.bounds {
-                    Err(Trouble::Bounds)
-                } else {
-                    Ok(())
-                };
-            }
-            if let Some(accessor) = accessor {
-                let same = extent.bytes[offset..end] == *value && extent.written.all(offset, total);
-                let access = Access::Write {
-                    strong: false,
-                    same,
-                };
-                visit(extent, offset, total, lane, access, accessor, context)
-                    .map_err(Trouble::Race)?;
-            }
-            extent.written.mark(offset, total);
-            extent.bytes[offset..end].copy_from_slice(value);
-            Ok(())
-        });
-        result.map_err(|trouble| {
-            let access = Access::Write {
-                strong: false,
-                same: false,
-            };
-            let address = addresses[lane];
-            self.trouble(
-                trouble,
-                landing,
-                warp,
-                lane,
-                address,
-                total as u64,
-                pc,
-                access,
-            )
-        })
-    }
-
-    /// One lane's atomic update of `width` at its address; returns the old value.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn update(
-        &mut self,
-        warp: &mut Warp,
-        space: Space,
-        addresses: &[u64; LANES],
-        lane: usize,
-        width: Width,
-        pc: u32,
-        stamp: Option<u32>,
-        f: impl FnOnce(u64) -> u64,
-    ) -> Result<u64> {
-        let total = width.bytes();
-        let access = Access::Write {
-            strong: true,
-            same: false,
-        };
-        let landing = self.landing(warp, space, addresses, 1 << lane);
-        self.before_access(warp, landing, addresses, total as u64, pc, true)?;
-        let flags = self.flags;
-        let offset = addresses[lane].wrapping_sub(landing.base) as usize;
-        let mut unwritten = false;
-        let result = self.with_extent(warp, landing, pc, stamp, |extent, _, accessor, context| {
-            let end = offset.wrapping_add(total);
-            if offset > end || end > extent.bytes.len() || is_reserved(landing, offset) {
-                return if flags.bounds {
-                    Err(Trouble::Bounds)
-                } else {
-                    Ok(0)
-                };
-            }
-            if flags.uninitialised && !extent.written.all(offset, total) {
-                unwritten = true;
-            }
-            if let Some(accessor) = accessor {
-                visit(extent, offset, total, lane, access, accessor, context)
-                    .map_err(Trouble::Race)?;
-            }
-            let old = element(&extent.bytes[offset..end], width, false);
-            extent.bytes[offset..end].copy_from_slice(&f(old).to_le_bytes()[..total]);
-            Ok(old)
-        });
-        if unwritten {
-            self.defer(landing, warp, lane, addresses[lane], total as u64, pc)?;
-        }
-        if let Target::Allocation(_) = landing.target {
-            self.counters.bytes_read += total as u64;
-        }
-        result.map_err(|trouble| {
-            let address = addresses[lane];
-            self.trouble(
-                trouble,
-                landing,
-                warp,
-                lane,
-                address,
-                total as u64,
-                pc,
-                access,
-            )
-        })
-    }
 }
 
 /// Whether an offset lies in the part of shared memory that no variable has.
@@ -899,7 +608,7 @@ pub(super) fn is_reserved(landing: Landing, offset: usize) -> bool {
 
 /// The bytes that a lane stores.
 #[inline(always)]
-fn gather(value: &mut [u8; 32], registers: &Registers, store: &Store, lane: usize) {
+pub(super) fn gather(value: &mut [u8; 32], registers: &Registers, store: &Store, lane: usize) {
     let size = store.element.bytes();
     for (bytes, (source, is_wide)) in value.chunks_exact_mut(size).zip(&store.sources) {
         let bits = if *is_wide {

@@ -308,7 +308,12 @@ impl Fabric<Origin> for Machine<'_> {
 impl Machine<'_> {
     #[cold]
     fn copy_bounds(&self, at: Location, bytes: usize, origin: &Origin) -> Result<()> {
-        if !self.flags.bounds {
+        let freed = at.space == CopySpace::Global && self.memory.was_freed(at.address);
+        if !(if freed {
+            self.flags.freed
+        } else {
+            self.flags.bounds
+        }) {
             return Ok(());
         }
         let fault = match at.space {

@@ -7,7 +7,9 @@ mod bulk;
 mod copy;
 mod locate;
 mod mbarrier;
+mod private;
 mod race;
+mod row;
 mod site;
 mod sync;
 #[cfg(test)]
@@ -35,6 +37,7 @@ type Result<T> = std::result::Result<T, Fault>;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flags {
     pub(crate) bounds: bool,
+    pub(crate) freed: bool,
     pub(crate) alignment: bool,
     pub(crate) uninitialised: bool,
     pub(crate) shared_races: bool,
@@ -48,6 +51,7 @@ impl Flags {
     pub(crate) fn new(checks: Checks) -> Self {
         Self {
             bounds: checks.has(Check::Bounds),
+            freed: checks.has(Check::Freed),
             alignment: checks.has(Check::Alignment),
             uninitialised: checks.has(Check::Uninitialised),
             shared_races: checks.has(Check::SharedRaces),

@@ -393,7 +393,13 @@ impl Machine<'_> {
                     Wait::None => continue,
                 };
                 let site = self.site(warp, lane, group.pc, "waits");
-                return Fault::new(Kind::DivergentBarrier, what).at(site);
+                // Without the check it is a hang like any other.
+                let kind = if self.flags.barriers {
+                    Kind::DivergentBarrier
+                } else {
+                    Kind::StepLimit
+                };
+                return Fault::new(kind, what).at(site);
             }
         }
         Fault::new(

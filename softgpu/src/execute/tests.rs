@@ -233,8 +233,6 @@ fn blocks_order_their_writes_by_fence_and_atomic() {
 
 #[test]
 fn divergent_barriers_are_found() {
-    let body = "setp.lt.u32 %p1, %r1, 16; @%p1 bar.sync 0; bar.sync 0;";
-    let _ = body;
     let body = "setp.lt.u32 %p1, %r1, 16; @!%p1 bra other; bar.sync 0; bra done;
         other: bar.sync 0; done:";
     Run::new("", body)
@@ -242,8 +240,8 @@ fn divergent_barriers_are_found() {
         .found_by(Check::Barriers, Kind::DivergentBarrier);
     // A barrier that waits for a warp that never comes.
     let body = "setp.lt.u32 %p1, %r1, 32; @%p1 bar.sync 1, 64; bar.sync 0;";
-    let fault = Run::new("", body).shape(1, 64).result().unwrap_err();
-    assert_eq!(fault.kind, Kind::DivergentBarrier);
+    let run = Run::new("", body).shape(1, 64);
+    run.found_by(Check::Barriers, Kind::DivergentBarrier);
     // Threads that have exited are not waited for.
     let body = "setp.ge.u32 %p1, %r1, 40; @%p1 ret; bar.sync 0; mov.u32 %r10, 1;
         st.global.u32 [%rd4], %r10;";
@@ -271,6 +269,48 @@ fn named_barriers_order_producers_and_consumers() {
     Run::new(declarations, &bad)
         .shape(1, 64)
         .found_by(Check::SharedRaces, Kind::SharedRace);
+}
+
+#[test]
+fn local_memory_is_checked() {
+    let body = |at: u32| {
+        format!(
+            ".local .align 4 .b8 l[64]; mov.u32 %r5, l; st.local.u32 [%r5+8], %r1;
+             ld.local.u32 %r10, [%r5+{at}]; {STORE}"
+        )
+    };
+    assert_eq!(Run::new("", &body(8)).output()[31], 31);
+    Run::new("", &body(12)).found_by(Check::Uninitialised, Kind::Uninitialised);
+    Run::new("", &body(64)).found_by(Check::Bounds, Kind::OutOfBounds);
+}
+
+#[test]
+fn hostile_sizes_are_errors() {
+    for body in [
+        ".local .align 4 .b8 l[16000000];",
+        ".local .align 4 .b8 l[18446744073709551615][4];",
+        ".reg .b32 %x<1000000>;",
+        ".shared .align 4 .b8 s[4294967295];",
+    ] {
+        let fault = Run::new("", body).result().unwrap_err();
+        assert!(
+            matches!(fault.kind, Kind::Parse | Kind::Unsupported),
+            "{body}: {fault}"
+        );
+    }
+    // Each function calls the one before twice: two to the thirtieth calls.
+    let mut functions = String::from(".func f0() { ret; }\n");
+    for i in 1..30 {
+        let before = i - 1;
+        functions += &format!(".func f{i}() {{ call f{before}; call f{before}; ret; }}\n");
+    }
+    let fault = Run::new(&functions, "call f29;").result().unwrap_err();
+    assert_eq!(fault.kind, Kind::Unsupported, "{fault}");
+    let recursive = ".func f() { call f; ret; }\n";
+    assert_eq!(
+        Run::new(recursive, "call f;").result().unwrap_err().kind,
+        Kind::Unsupported
+    );
 }
 
 #[test]

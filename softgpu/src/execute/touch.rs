@@ -72,7 +72,7 @@ impl Machine<'_> {
         access: Access,
         pc: u32,
     ) -> Result<()> {
-        let flags = self.flags;
+        let (flags, bounds) = (self.flags, self.bounds(landing));
         let reads = matches!(access, Access::Read { .. });
         self.check_host(warp, landing, lane, (address, bytes), !reads, pc)?;
         self.check_alive(warp, landing, lane, pc)?;
@@ -80,11 +80,7 @@ impl Machine<'_> {
         let end = offset.saturating_add(bytes as usize);
         let result = self.with_extent(warp, landing, pc, None, |extent, _, accessor, context| {
             if end > extent.bytes.len() || is_reserved(landing, offset) {
-                return if flags.bounds {
-                    Err(Trouble::Bounds)
-                } else {
-                    Ok(())
-                };
+                return if bounds { Err(Trouble::Bounds) } else { Ok(()) };
             }
             if reads && flags.uninitialised && !extent.written.all(offset, end - offset) {
                 return Err(Trouble::Unwritten);

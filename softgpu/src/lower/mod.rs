@@ -26,6 +26,12 @@ type Result<T> = std::result::Result<T, Fault>;
 /// address of a variable.
 pub(crate) const SHARED_START: u32 = 1024;
 
+/// Instructions of a kernel with everything inlined.
+const MOST_INSTRUCTIONS: usize = 1 << 20;
+
+/// Local memory of a thread, bytes: the limit of every compute capability.
+const MOST_LOCAL: u32 = 512 << 10;
+
 /// Device functions nested deeper than this are taken for a recursion.
 const DEEPEST_CALL: usize = 32;
 
@@ -377,6 +383,10 @@ impl<'a> Lowering<'a> {
                 return Err(Fault::new(Kind::Unsupported, what));
             }
         };
+        if self.code.instructions.len().max(self.labels.len()) > MOST_INSTRUCTIONS {
+            let what = format!("PTX line {line}: more than {MOST_INSTRUCTIONS} instructions");
+            return Err(Fault::new(Kind::Unsupported, what));
+        }
         if self.returns.len() >= DEEPEST_CALL {
             let what = format!("PTX line {line}: recursion ({name})");
             return Err(Fault::new(Kind::Unsupported, what));
@@ -427,7 +437,14 @@ impl<'a> Lowering<'a> {
         let symbol = match variable.space.as_str() {
             "shared" if variable.is_extern || variable.size == 0 => Symbol::DynamicShared,
             "shared" => Symbol::Shared(reserve(&mut self.shared, variable)?),
-            "local" | "param" => Symbol::Local(reserve(&mut self.local, variable)?),
+            "local" | "param" => {
+                let at = reserve(&mut self.local, variable)?;
+                if self.local > MOST_LOCAL {
+                    let what = format!("more than {MOST_LOCAL} bytes of local memory");
+                    return Err(Fault::new(Kind::Unsupported, what));
+                }
+                Symbol::Local(at)
+            }
             space => {
                 return Err(malformed(
                     variable.line,

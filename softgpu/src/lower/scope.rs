@@ -3,8 +3,12 @@
 use std::collections::HashMap;
 
 use super::{Lowering, Result, malformed};
+use crate::fault::{Fault, Kind};
 use crate::ir::Width;
 use crate::parse::Statement;
+
+/// Registers of a kernel, device functions included: what bounds a warp's size.
+const MOST_REGISTERS: usize = 1 << 18;
 
 /// The class of a declared register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +105,12 @@ impl Lowering<'_> {
             "b64" | "u64" | "s64" | "f64" => Class::Data(Width::B64),
             _ => return Err(malformed(0, &format!("registers of class .{class}"))),
         };
+        let registers = &self.code.registers;
+        let total = registers.narrow.len() + registers.wide.len() + registers.predicates.len();
+        if total + count.unwrap_or(1) as usize > MOST_REGISTERS {
+            let what = format!("more than {MOST_REGISTERS} registers");
+            return Err(Fault::new(Kind::Unsupported, what));
+        }
         match count {
             None => {
                 let index = self.new_register(class);

@@ -106,6 +106,7 @@ pub(crate) fn parse(text: &str) -> Result<Text> {
     let mut parser = Parser {
         tokens: &tokens,
         at: 0,
+        depth: 0,
     };
     let mut out = Text::default();
     while parser.at < tokens.len() {
@@ -117,7 +118,12 @@ pub(crate) fn parse(text: &str) -> Result<Text> {
 struct Parser<'a> {
     tokens: &'a [Token<'a>],
     at: usize,
+    /// How many brackets are open.
+    depth: usize,
 }
+
+/// Brackets in brackets: more are hostile.
+const DEEPEST: usize = 16;
 
 type Result<T> = std::result::Result<T, Fault>;
 
@@ -312,10 +318,15 @@ impl<'a> Parser<'a> {
         if !self.accept('{') {
             return Ok(vec![self.operand()?]);
         }
-        let mut values = Vec::new();
-        while !self.accept('}') {
-            if self.is('{') {
-                values.extend(self.initial()?);
+        // Arrays of arrays lie one after the other.
+        let (mut values, mut open) = (Vec::new(), 1);
+        while open > 0 {
+            if self.accept('{') {
+                open += 1;
+                continue;
+            }
+            if self.accept('}') {
+                open -= 1;
             } else {
                 values.push(self.operand()?);
             }
@@ -510,6 +521,16 @@ impl<'a> Parser<'a> {
     }
 
     fn operand(&mut self) -> Result<Operand> {
+        self.depth += 1;
+        if self.depth > DEEPEST {
+            return self.fail("fewer nested brackets");
+        }
+        let operand = self.nested_operand();
+        self.depth -= 1;
+        operand
+    }
+
+    fn nested_operand(&mut self) -> Result<Operand> {
         let first = match self.peek() {
             Some(TokenKind::Word("generic")) => {
                 self.at += 1;
@@ -632,8 +653,10 @@ mod tests {
 
     #[test]
     fn hostile_text_is_an_error() {
+        let nested = format!(".entry k() {{ ld {}", "{".repeat(100_000));
         for text in [
             "@",
+            &nested,
             ".entry",
             ".entry k(",
             ".entry k() { ld",
