@@ -1,8 +1,10 @@
 //! What crosses the C ABI: pointers the caller vouches for, and the frame of an entry point.
 //!
-//! Entry points receive pointers as [`Out`], [`In`] and [`Name`], which nothing but the ABI
-//! can make: whoever calls a C function promises that each is null or points to what the manual
-//! says. That promise is spelled out here once, and the rest of the driver is safe code.
+//! Entry points receive pointers as [`Out`], [`In`], [`Name`] and [`HostPtr`]: whoever calls a C
+//! function promises that each is null or points to what the manual says. That promise is spelled
+//! out here once, and the rest of the driver is safe code. Pointers that come inside a struct or an
+//! array of the API are wrapped on the same promise ([`In::of`], [`In::pointer_at`], [`Out::at`]);
+//! nothing else may be.
 
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_int, c_void};

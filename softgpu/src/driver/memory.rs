@@ -99,7 +99,13 @@ entry! {
     }
 
     /// Device memory for rows, with their pitch.
-    fn cuMemAllocPitch_v2(out: Out<u64>, pitch: Out<usize>, width: usize, rows: usize, _element: c_uint) {
+    fn cuMemAllocPitch_v2(
+        out: Out<u64>,
+        pitch: Out<usize>,
+        width: usize,
+        rows: usize,
+        _element: c_uint,
+    ) {
         context::current()?;
         let wide = width.checked_next_multiple_of(512).ok_or(CuError::INVALID_VALUE)?;
         let size = wide.checked_mul(rows).ok_or(CuError::INVALID_VALUE)?;
@@ -181,7 +187,13 @@ entry! {
     }
 
     /// Where managed memory is to be: nowhere else than it is.
-    fn cuMemPrefetchAsync_v2(address: u64, size: usize, _location: u64, flags: c_uint, stream: Handle) {
+    fn cuMemPrefetchAsync_v2(
+        address: u64,
+        size: usize,
+        _location: u64,
+        flags: c_uint,
+        stream: Handle,
+    ) {
         working_stream(stream)?;
         if flags != 0 {
             return Err(CuError::INVALID_VALUE);
