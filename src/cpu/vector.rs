@@ -240,8 +240,9 @@ pub(super) fn pair_dots(rows: &[f32], dim: usize, first: &[u32], second: &[u32],
 /// q·h and 1/r of each mixture h = (w a + (1−w) b)/r from products of its two rows: the squares and
 /// logits of all rows, which `first` and `second` point into, and the `dots` of the pairs.
 ///
-/// NaN for 1/r where r² overflows, and where a and b all but cancel: with r² less than a sixteenth of its parts the error of
-/// the f32 products, some 1e-7 of those, would show in the logit's sixth digit.
+/// NaN for 1/r where r² overflows, and where a and b all but cancel: with r² less than a sixteenth
+/// of its parts the error of the f32 products, some 1e-7 of those, would show in the logit's sixth
+/// digit.
 #[multiversion(targets = "simd")]
 pub(super) fn mixtures(
     weights: &[f32],
