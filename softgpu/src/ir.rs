@@ -101,7 +101,7 @@ pub(crate) struct Code {
     pub(crate) instructions: Vec<Instruction>,
     /// For each instruction, the registers that it shares with some wgmma of the kernel; empty
     /// without wgmma.
-    pub(crate) touched: Vec<Box<[Index]>>,
+    pub(crate) touched: Vec<Touched>,
     /// For each instruction, its source: file number and line.
     pub(crate) lines: Vec<(u32, u32)>,
     pub(crate) files: HashMap<u32, String>,
@@ -110,6 +110,15 @@ pub(crate) struct Code {
     pub(crate) specials: Vec<(Special, Index)>,
     /// Parameter values that are loaded before the kernel starts: offset, size, register.
     pub(crate) parameters: Vec<(u32, Width, Index)>,
+}
+
+/// Registers that an instruction shares with some wgmma of the kernel.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Touched {
+    pub(crate) registers: Box<[Index]>,
+    /// Whether it is a `mov`: the compiler places those as it likes (initial values of accumulators
+    /// end up behind `wgmma.fence`), and ptxas makes them anew.
+    pub(crate) is_move: bool,
 }
 
 impl fmt::Debug for Code {

@@ -243,7 +243,7 @@ impl Machine<'_> {
         }
         let pc = group.pc;
         if let Some(touched) = kernel.code.touched.get(pc as usize)
-            && !touched.is_empty()
+            && !touched.registers.is_empty()
         {
             self.wgmma_access(warp, touched, pc)?;
         }

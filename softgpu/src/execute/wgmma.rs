@@ -4,6 +4,7 @@ use super::access::{Landing, Target};
 use super::race::Access;
 use super::{Machine, Origin, Result};
 use crate::fault::{Fault, Kind};
+use crate::ir::Touched;
 use crate::ir::asynchronous::WarpgroupMatrix;
 use crate::launch::Copies;
 use crate::tensor::descriptor::Descriptor;
@@ -84,13 +85,18 @@ impl Machine<'_> {
     pub(super) fn wgmma_access(
         &mut self,
         warp: &mut Warp,
-        registers: &[u32],
+        touched: &Touched,
         pc: u32,
     ) -> Result<()> {
         let Some(pipe) = &mut warp.pipe else {
             return Ok(());
         };
-        match pipe.access(registers) {
+        let access = if touched.is_move {
+            pipe.copy(&touched.registers)
+        } else {
+            pipe.access(&touched.registers)
+        };
+        match access {
             Ok(()) => Ok(()),
             Err(misuse) => match self.wgmma_misuse(warp, misuse, pc, "uses it") {
                 Some(fault) => Err(fault),
@@ -175,8 +181,9 @@ impl Machine<'_> {
                 Some(Fault::new(Kind::AsyncCopy, what).at(site()).at(earlier))
             }
             Misuse::Unfenced(_) if self.flags.proxies => {
-                let what = "a register was used since the last wgmma.fence (or there was none) \
-                            that wgmma is given now";
+                let what = "wgmma is given a register that was used since the last wgmma.fence, \
+                            or there was none (the compiler may have moved the use behind the \
+                            fence: an empty asm with the register as operand holds it)";
                 Some(Fault::new(Kind::MissingProxyFence, what).at(site()))
             }
             _ => None,

@@ -8,13 +8,13 @@ use super::{Lowering, Result};
 use crate::ir::asynchronous::{
     Arrive, Asynchronous, BulkSource, BulkTarget, Phase, Pointer, WarpgroupMatrix,
 };
-use crate::ir::{Op, Space, Width};
+use crate::ir::{Op, Space, Touched, Width};
 use crate::parse::Operand;
 use crate::tensor::wgmma::{Modifiers, Wgmma};
 
 impl Lowering<'_> {
     /// Notes the registers that an instruction names, for [`Self::keep_shared_registers`].
-    pub(super) fn note_registers(&mut self, number: usize, operands: &[Operand]) {
+    pub(super) fn note_registers(&mut self, number: usize, base: &str, operands: &[Operand]) {
         fn collect(lowering: &Lowering, operand: &Operand, found: &mut Vec<u32>) {
             match operand {
                 Operand::Name(name, _) => {
@@ -43,8 +43,11 @@ impl Lowering<'_> {
                 .iter()
                 .for_each(|operand| collect(self, operand, &mut found));
         }
-        self.code.touched.resize_with(number, Box::default);
-        self.code.touched.push(found.into());
+        self.code.touched.resize_with(number, Touched::default);
+        self.code.touched.push(Touched {
+            registers: found.into(),
+            is_move: base == "mov",
+        });
     }
 
     /// Leaves for each instruction the registers that some wgmma uses, too; without wgmma, nothing.
@@ -61,7 +64,7 @@ impl Lowering<'_> {
             self.code.touched = Vec::new();
             return;
         }
-        for registers in &mut self.code.touched {
+        for Touched { registers, .. } in &mut self.code.touched {
             *registers = registers
                 .iter()
                 .copied()

@@ -333,7 +333,7 @@ impl<'a> Lowering<'a> {
         opcode.finish()?;
         let number = self.code.instructions.len();
         self.emit_guarded(guard, op, line);
-        self.note_registers(number, operands);
+        self.note_registers(number, opcode.base, operands);
         Ok(())
     }
 

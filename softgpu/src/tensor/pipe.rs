@@ -91,6 +91,14 @@ impl<O: Clone> Pipe<O> {
     /// If one is in flight.
     pub fn access(&mut self, registers: &[u32]) -> Result<(), Misuse<O>> {
         self.accessed.extend(registers);
+        self.copy(registers)
+    }
+
+    /// As [`Self::access`], for a `mov`: it needs no fence after it.
+    ///
+    /// # Errors
+    /// If a register is in flight.
+    pub fn copy(&self, registers: &[u32]) -> Result<(), Misuse<O>> {
         self.owner(registers, |_| true)
     }
 
