@@ -171,7 +171,13 @@ impl Machine<'_> {
     }
 
     /// A block's shared memory ends with it: its peers in the cluster must not come late.
-    pub(super) fn check_alive(&self, warp: &Warp, landing: Landing, lane: usize, pc: u32) -> Result<()> {
+    pub(super) fn check_alive(
+        &self,
+        warp: &Warp,
+        landing: Landing,
+        lane: usize,
+        pc: u32,
+    ) -> Result<()> {
         match landing.target {
             Target::Shared(block) if self.blocks[block].alive == 0 && self.flags.bounds => {
                 let what = "shared memory of a block of the cluster that has ended";
