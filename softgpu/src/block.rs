@@ -46,6 +46,8 @@ pub(crate) struct Block {
     pub(crate) cluster: usize,
     pub(crate) shared: Extent,
     pub(crate) shared_size: u32,
+    /// Logical time at which it took its place: what its shared memory saw before is not its own.
+    pub(crate) born: u32,
     /// Everything that its threads did up to here comes before whatever they do next.
     pub(crate) base: u32,
     /// Threads that have not exited.
@@ -62,6 +64,7 @@ impl Block {
             cluster: 0,
             shared: Extent::new(shared_size as usize),
             shared_size,
+            born: 0,
             base: 0,
             alive: 0,
             barriers: Default::default(),
@@ -72,6 +75,7 @@ impl Block {
     pub(crate) fn start(&mut self, index: [u32; 3], sequence: u32, threads: u32, now: u32) {
         self.index = index;
         self.sequence = sequence;
+        self.born = now;
         self.base = now;
         self.alive = threads;
         self.shared.written.clear();

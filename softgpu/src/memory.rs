@@ -9,9 +9,11 @@ use crate::shadow::{Cells, Mark, Written};
 /// dereference of a device address fails as it would with a GPU.
 pub const BASE: u64 = 0x1000_0000_0000;
 
-/// The alignment of allocations, and the least distance between two: an access just beyond one
-/// hits no other.
+/// The alignment of allocations.
 const ALIGNMENT: u64 = 256;
+
+/// The least distance between two allocations: a kernel that runs past one hits no other.
+const GAP: u64 = 1 << 24;
 
 /// How many freed allocations are remembered, to tell a use after free from a wild address.
 const GRAVES: usize = 4096;
@@ -138,8 +140,7 @@ impl Memory {
     pub fn allocate(&mut self, size: u64) -> Result<u64> {
         let base = self.next;
         self.allocate_at(base, size)?;
-        // One unit is left free between allocations.
-        self.next = (base + size + ALIGNMENT).next_multiple_of(ALIGNMENT);
+        self.next = (base + size + GAP).next_multiple_of(ALIGNMENT);
         Ok(base)
     }
 

@@ -211,7 +211,7 @@ impl Machine<'_> {
                 let accessor = self
                     .flags
                     .shared_races
-                    .then(|| self.accessor(warp, pc, block == warp.block));
+                    .then(|| self.accessor(warp, pc, true));
                 let context = Context {
                     known: &warp.known,
                     memory_order: None,

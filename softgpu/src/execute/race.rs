@@ -222,16 +222,16 @@ pub(super) fn visit(
 }
 
 impl Machine<'_> {
-    /// The accessor for a warp's accesses to global memory (or, with `shared`, to its block's).
+    /// The accessor for a warp's accesses to global memory or, with `shared`, to that of its cluster's blocks.
     #[inline(always)]
     pub(super) fn accessor(&self, warp: &Warp, pc: u32, shared: bool) -> Accessor {
         let block = &self.blocks[warp.block];
         Accessor {
-            // All that is in a block's shared memory is its own threads' or older than it.
-            floor: if shared && self.blocks_in_cluster == 1 {
-                block.base
-            } else {
-                self.floor
+            floor: match shared {
+                // All that is in a block's shared memory is its own threads' or older than it.
+                true if self.blocks_in_cluster == 1 => block.base,
+                true => block.born,
+                false => self.floor,
             },
             started: self.started,
             now: self.memory.now,

@@ -139,7 +139,8 @@ impl Machine<'_> {
             let what = "lanes of one warp arrive at different barriers";
             return Err(Fault::new(Kind::DivergentBarrier, what).at(site(self)));
         }
-        if id >= 16 || count.is_some_and(|count| count % 32 != 0 || count > 1024) {
+        let odd = |count: u32| self.flags.barriers && !count.is_multiple_of(32);
+        if id >= 16 || count.is_some_and(|count| odd(count) || count > 1024) {
             let what = format!("barrier {id} for {count:?} threads: 0 to 15, a multiple of 32");
             return Err(Fault::new(Kind::DivergentBarrier, what).at(site(self)));
         }

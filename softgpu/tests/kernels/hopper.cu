@@ -50,7 +50,9 @@ __device__ __forceinline__ void product(const bf16* a, const bf16* b, float* d) 
       for (u32 i = 0; i < 4; ++i) {
         u32 row = warp * 16 + lane / 4 + i % 2 * 8, column = step * 16 + i / 2 * 8 + lane % 4 * 2;
         fragments[step][i] = *reinterpret_cast<const u32*>(a + row * 64 + column);
+        asm volatile("" : "+r"(fragments[step][i])::"memory");
       }
+  keep(sum);
   wgmma_fence();
   for (u32 step = 0; step < 4; ++step) {
     u64 a_tile = tile_descriptor<SWIZZLE>(a_at, step), b_tile = tile_descriptor<SWIZZLE>(b_at, step);
@@ -68,6 +70,7 @@ __device__ __forceinline__ void product(const bf16* a, const bf16* b, float* d) 
   }
   wgmma_commit();
   if (PRODUCT != Product::NO_WAIT) wgmma_wait<0>();
+  keep(sum);
   for (u32 i = 0; i < 32; ++i) {
     u32 row = warp * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
     d[row * 64 + column] = sum[i];
@@ -99,14 +102,12 @@ namespace {
 enum Bug {
   NONE,
   NO_FULL_WAIT,         // consumers read a stage before it has arrived
-  WRONG_PARITY,         // consumers wait for the phase before
   NO_EMPTY_WAIT,        // the producer overwrites a stage that is being read
   EXPECT_TOO_MUCH,      // the barrier expects bytes that never come
   NO_RELEASE,           // consumers never release a stage
   NO_STORE_FENCE,       // plain writes are handed to the store without a proxy fence
   NO_STORE_WAIT,        // the staging tile is rewritten while the store before reads it
   NO_STORE_BARRIER,     // the store is issued before every warp has written the staging tile
-  NO_INIT_BARRIER,      // barriers are used before they are initialised
   NO_PRODUCT_WAIT,      // accumulators are read while wgmma still writes them
   NO_CLUSTER_SYNC,      // copies into a peer that has not initialised its barriers
   RELEASE_OWN_ONLY,     // a stage is released to its own block, though the peer fills half of it
@@ -145,7 +146,7 @@ __device__ __forceinline__ void pipeline(const CUtensorMap* queries, const CUten
     barrier_init_fence();
   }
   if (CLUSTER > 1 && BUG != NO_CLUSTER_SYNC) cluster_sync();
-  else if (BUG != NO_INIT_BARRIER) __syncthreads();
+  else __syncthreads();
 
   if (warp < 4) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -177,16 +178,18 @@ __device__ __forceinline__ void pipeline(const CUtensorMap* queries, const CUten
     u32 a = shared_address(shared.queries), staging = shared_address(shared.staging), round = 0;
     for (u32 tile = split; tile < tiles; tile += splits, ++round) {
       u32 s = round % STAGES, phase = round / STAGES % 2;
-      if (BUG != NO_FULL_WAIT) barrier_wait(full + s * 8, phase ^ (BUG == WRONG_PARITY));
+      if (BUG != NO_FULL_WAIT) barrier_wait(full + s * 8, phase);
       u32 b = shared_address(shared.keys[s]);
       float sum[32];
       for (float& x : sum) x = 0.0f;
+      keep(sum);
       wgmma_fence();
       for (u32 step = 0; step < 4; ++step)
         wgmma(sum, tile_descriptor<Swizzle::B128>(a, step),
               tile_descriptor<Swizzle::B128>(b, step), step > 0);
       wgmma_commit();
       if (BUG != NO_PRODUCT_WAIT) wgmma_wait<0>();
+      keep(sum);
       if (lane == 0 && BUG != NO_RELEASE) {
         if (CLUSTER > 1)
           for (u32 peer = 0; peer < CLUSTER; ++peer)
@@ -232,14 +235,12 @@ __device__ __forceinline__ void pipeline(const CUtensorMap* queries, const CUten
 PIPELINE(pipeline1, 1, NONE)
 PIPELINE(pipeline2, 2, NONE)
 PIPELINE(pipeline_no_full_wait, 1, NO_FULL_WAIT)
-PIPELINE(pipeline_wrong_parity, 1, WRONG_PARITY)
 PIPELINE(pipeline_no_empty_wait, 1, NO_EMPTY_WAIT)
 PIPELINE(pipeline_expect_too_much, 1, EXPECT_TOO_MUCH)
 PIPELINE(pipeline_no_release, 1, NO_RELEASE)
 PIPELINE(pipeline_no_store_fence, 1, NO_STORE_FENCE)
 PIPELINE(pipeline_no_store_wait, 1, NO_STORE_WAIT)
 PIPELINE(pipeline_no_store_barrier, 1, NO_STORE_BARRIER)
-PIPELINE(pipeline_no_init_barrier, 1, NO_INIT_BARRIER)
 PIPELINE(pipeline_no_product_wait, 1, NO_PRODUCT_WAIT)
 PIPELINE(pipeline_no_cluster_sync, 2, NO_CLUSTER_SYNC)
 PIPELINE(pipeline_release_own_only, 2, RELEASE_OWN_ONLY)

@@ -126,6 +126,11 @@ __device__ inline void bulk_wait() {
 // ---- wgmma ----
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Keeps the compiler from moving the registers' own writes and reads across the place of the call:
+// before wgmma_fence, so that it fences them, and after wgmma_wait.
+__device__ inline void keep(float (&d)[32]) {
+  for (float& x : d) asm volatile("" : "+f"(x)::"memory");
+}
 __device__ inline void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }

@@ -14,13 +14,15 @@ enum class Sum {
   RIGHT,
   NO_BARRIER,          // between the levels of the tree
   NO_SYNCWARP,         // between the levels inside the last warp
+  WARP_FIRST_UNSYNCED, // WARP_FIRST without its __syncwarp
+  ONE_WARP_UNSYNCED,   // ONE_WARP without its __syncwarp
   NO_GUARD,            // reads past n
   NO_FILL,             // threads past n leave their partial as it is
   BARRIER_IN_BRANCH,   // only the threads that still add reach the barrier
   MISALIGNED,          // 16-byte loads from odd words
   STORE_PAST_END,      // block b writes the sum of block b + 1
   FOREIGN_MASK,        // lanes wait on a mask that they are not in
-  SHUFFLE_IN_BRANCH,   // a shuffle names lanes that never come
+  SHUFFLE_IN_BRANCH,   // a shuffle waits for lanes that wait elsewhere
   HALF_THE_TREE,       // one level too few
   OVERLAPPING_TREE,    // level n reads what level n writes
   // Controls: correct.
@@ -43,9 +45,9 @@ __device__ __forceinline__ void sum(const float* in, float* sums, u32 n) {
   } else {
     partial[thread] = at < n ? in[at] : 0.0f;
   }
-  if (SUM == Sum::WARP_FIRST) {
+  if (SUM == Sum::WARP_FIRST || SUM == Sum::WARP_FIRST_UNSYNCED) {
     for (u32 step = 16; step > 0; step /= 2) {
-      __syncwarp();
+      if (SUM == Sum::WARP_FIRST) __syncwarp();
       if (lane < step) partial[thread] += partial[thread + step];
     }
     __syncthreads();
@@ -56,14 +58,14 @@ __device__ __forceinline__ void sum(const float* in, float* sums, u32 n) {
     }
     return;
   }
-  if (SUM == Sum::ONE_WARP) {
+  if (SUM == Sum::ONE_WARP || SUM == Sum::ONE_WARP_UNSYNCED) {
     __syncthreads();
     if (thread >= 32) return;
     float total = 0.0f;
     for (u32 i = thread; i < blockDim.x; i += 32) total += partial[i];
     // Each lane reads and rewrites its own word alone, so nothing is to be ordered in between.
     partial[thread] = total;
-    __syncwarp();
+    if (SUM == Sum::ONE_WARP) __syncwarp();
     if (thread == 0) {
       for (u32 i = 1; i < 32; ++i) total += partial[i];
       sums[blockIdx.x] = total;
@@ -71,7 +73,8 @@ __device__ __forceinline__ void sum(const float* in, float* sums, u32 n) {
     return;
   }
   if (SUM != Sum::NO_BARRIER) __syncthreads();
-  for (u32 step = blockDim.x / 2; step >= (SUM == Sum::SHUFFLES_LAST ? 32 : 64); step /= 2) {
+  constexpr u32 LAST_STEP = SUM == Sum::SHUFFLES_LAST ? 32 : SUM == Sum::BARRIER_IN_BRANCH ? 1 : 64;
+  for (u32 step = blockDim.x / 2; step >= LAST_STEP; step /= 2) {
     if (thread < step) {
       partial[thread] += partial[thread + step];
       if (SUM == Sum::BARRIER_IN_BRANCH) __syncthreads();
@@ -84,8 +87,10 @@ __device__ __forceinline__ void sum(const float* in, float* sums, u32 n) {
     if (SUM == Sum::SHUFFLES_LAST) {
       for (u32 step = 16; step > 0; step /= 2) total += __shfl_down_sync(~0u, total, step);
     } else if (SUM == Sum::SHUFFLE_IN_BRANCH) {
-      if (lane >= 16) return;
-      for (u32 step = 16; step > 0; step /= 2) total += __shfl_down_sync(~0u, total, step);
+      if (lane < 16) total += __shfl_down_sync(~0u, total, 16);
+      __syncwarp();
+    } else if (SUM == Sum::BARRIER_IN_BRANCH) {
+      __syncwarp();
     } else {
       for (u32 step = 32; step > (SUM == Sum::HALF_THE_TREE ? 1 : 0); step /= 2) {
         float other = lane < step ? partial[thread + step] : 0.0f;
@@ -109,6 +114,8 @@ __device__ __forceinline__ void sum(const float* in, float* sums, u32 n) {
 SUM(sum, RIGHT)
 SUM(sum_no_barrier, NO_BARRIER)
 SUM(sum_no_syncwarp, NO_SYNCWARP)
+SUM(sum_warp_first_unsynced, WARP_FIRST_UNSYNCED)
+SUM(sum_one_warp_unsynced, ONE_WARP_UNSYNCED)
 SUM(sum_no_guard, NO_GUARD)
 SUM(sum_no_fill, NO_FILL)
 SUM(sum_barrier_in_branch, BARRIER_IN_BRANCH)
@@ -164,7 +171,7 @@ __device__ __forceinline__ void transpose(const float* in, float* out, u32 rows,
       float value = 0.0f;
       if (KIND == Transpose::UNFILLED_EDGE) inside = inside || row < rows;
       if (inside) value = KIND == Transpose::SWAPPED_TILE ? tile[y][x] : tile[x][y];
-      if (KIND == Transpose::UNFILLED_EDGE) inside = row < rows && column < columns && value == value;
+      if (KIND == Transpose::UNFILLED_EDGE) inside = row < rows && (column < columns || value == 1e30f);
       if (KIND == Transpose::STORE_PAST_EDGE && column >= columns) value = 0.0f;
       if (!inside) continue;
       u32 at = column * rows + row;

@@ -13,9 +13,8 @@ enum Bug {
   NO_FOUND_BARRIER,       // the bin is read before warp 0 has found it
   PLAIN_COUNT,            // ++ in place of atomicAdd
   NO_LIMIT,               // ties at the threshold are written past the row's N
-  LAST_TIES,              // of equal values the last columns win
-  EXIT_IN_LOOP,           // threads without a column leave before the barrier
-  BARRIER_IN_BRANCH,      // a barrier that only the even warps reach
+  NOT_THE_FIRST_TIE,      // of equal values the second column wins
+  BARRIER_IN_BRANCH,      // a barrier that only the even warps reach: the odd ones meet the next
   MISALIGNED_PAIRS,       // loads of 8 bytes from odd columns
   NO_COLUMN_GUARD,        // reads past the last row
   SEARCH_FOREVER,         // the walk over the bins does not move
@@ -23,6 +22,7 @@ enum Bug {
   // Controls: correct.
   EXTRA_BARRIERS,
   LANE_ZERO_WALKS,        // one lane finds the bin, with no shuffles
+  EXIT_IN_LOOP,           // threads without a column leave; nobody waits for those
 };
 
 constexpr u32 THREADS = 128, WARPS = THREADS / 32, BINS = 256;
@@ -42,8 +42,11 @@ __device__ __forceinline__ void top_n_of_row(const float* values, u32 columns, u
     if (BUG != NO_CLEAR_BARRIER) __syncthreads();
     for (u32 column = thread; column < end; column += THREADS) {
       u32 key = ordered_key(row[column]);
-      if (BUG == MISALIGNED_PAIRS && column % 2 && column + 1 < columns)
-        key = ordered_key(reinterpret_cast<const float2*>(row + column)->x);
+      if (BUG == MISALIGNED_PAIRS && column + 1 < columns) {
+        float2 pair;
+        asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "l"(row + column));
+        key = ordered_key(pair.x);
+      }
       if (shift < 24 && key >> (shift + 8) != prefix) continue;
       if (BUG == PLAIN_COUNT) ++bins[key >> shift & 255];
       else atomicAdd(&bins[key >> shift & 255], 1);
@@ -114,13 +117,14 @@ __device__ __forceinline__ void top_n_of_row(const float* values, u32 columns, u
       equal += counts[w][1];
     }
     bool take_equal = is_equal >> lane & 1;
-    u32 ties = equal_here;
-    if (BUG == LAST_TIES) take_equal = take_equal && equal_here + 1 > 1;
-    else if (BUG != NO_LIMIT) take_equal = take_equal && equal_here < rank;
-    if (BUG != NO_LIMIT) ties = min(ties, rank);
+    if (BUG == NOT_THE_FIRST_TIE) {
+      take_equal = take_equal && equal_here > 0;
+      equal_here -= min(equal_here, 1);
+    }
+    if (BUG != NO_LIMIT) take_equal = take_equal && equal_here < rank;
+    u32 ties = BUG == NO_LIMIT ? equal_here : min(equal_here, rank);
     if (is_above >> lane & 1 || take_equal) {
       u64 at = static_cast<u64>(blockIdx.x) * n + above_here + ties;
-      if (BUG == LAST_TIES && above_here + ties >= n) continue;
       indices[at] = column;
       selected[at] = x;
     }
@@ -142,7 +146,7 @@ INSTANCE(top_n_no_count_barrier, NO_COUNT_BARRIER)
 INSTANCE(top_n_no_found_barrier, NO_FOUND_BARRIER)
 INSTANCE(top_n_plain_count, PLAIN_COUNT)
 INSTANCE(top_n_no_limit, NO_LIMIT)
-INSTANCE(top_n_last_ties, LAST_TIES)
+INSTANCE(top_n_not_the_first_tie, NOT_THE_FIRST_TIE)
 INSTANCE(top_n_exit_in_loop, EXIT_IN_LOOP)
 INSTANCE(top_n_barrier_in_branch, BARRIER_IN_BRANCH)
 INSTANCE(top_n_misaligned_pairs, MISALIGNED_PAIRS)
