@@ -211,3 +211,45 @@ fn extreme_norms_are_right_or_refused() {
         }
     }
 }
+
+/// Finite inputs whose logits are small and whose gradient is not: l⁺ = 0, but k/τ overflows.
+#[test]
+fn a_gradient_that_overflows_is_reported() {
+    let queue = Queue::from_rows(Rows::F32(vec![0.6, 0.8, -0.8, 0.6]), 2).unwrap();
+    let (queries, keys) = ([1e-3, 0.0, 1.0, 0.0], [0.0, 3e38, 0.0, 1.0]);
+    let batch = hardmix::Batch::new(&queries, &keys, 2).unwrap();
+    let config = hardmix::Config::moco().with_reduction(Reduction::Sum);
+    let draws = hardmix::Draws::seeded(0, 0).unwrap();
+    let output = hardmix::cpu::Step::new(config)
+        .run(&batch, &queue, &draws)
+        .unwrap();
+    let row_0 = Status::NonFinite {
+        argument: "logits",
+        row: 0,
+    };
+    assert_eq!(output.status, row_0);
+    assert!(output.loss_rows[0].is_nan() && output.grad_queries[..2].iter().all(|g| g.is_nan()));
+    assert!(output.loss_rows[1].is_finite() && output.loss().is_err());
+}
+
+/// Given features so long that q·h overflows must not pass for features that weigh nothing.
+#[test]
+fn given_features_that_overflow_are_reported() {
+    let queue = Queue::from_rows(Rows::F32(vec![0.6, 0.8, -0.8, 0.6]), 2).unwrap();
+    let (queries, keys) = ([3.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]);
+    let batch = hardmix::Batch::new(&queries, &keys, 2).unwrap();
+    let config = hardmix::Config::mochi(2, 1, 0).unwrap();
+    for length in [3e38, -3e38] {
+        let synthetic = hardmix::cpu::Synthetic {
+            mixed: vec![length, 0.0, 1.0, 0.0],
+            query_mixed: Vec::new(),
+        };
+        let output = hardmix::cpu::info_nce(&batch, &queue, &synthetic, &config).unwrap();
+        let row_0 = Status::NonFinite {
+            argument: "logits",
+            row: 0,
+        };
+        assert_eq!(output.status, row_0);
+        assert!(output.loss_rows[0].is_nan() && output.loss_rows[1].is_finite());
+    }
+}

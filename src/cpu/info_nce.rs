@@ -71,7 +71,7 @@ pub(super) fn row_loss(positive_logit: f32, shift: f32, total: f64, temperature:
         };
     }
     // x = log(Z₋/e^{l⁺/τ}); the loss is log(1 + e^x) and 1 − p⁺ the logistic function of x.
-    let x = f64::from(shift - positive_logit) / temperature + total.ln();
+    let x = (f64::from(shift) - f64::from(positive_logit)) / temperature + total.ln();
     let loss = x.max(0.0) + (-x.abs()).exp().ln_1p();
     RowLoss {
         loss,

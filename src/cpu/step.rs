@@ -378,7 +378,7 @@ impl Row<'_> {
         hardest_logits.resize(out.hardest.len(), 0.0);
         let listed = select(candidates, out.hardest, hardest_logits);
         let hardest = (&out.hardest[..listed], &hardest_logits[..listed]);
-        let mut sums = *totals;
+        let (mut sums, mut overflow) = (*totals, false);
         let (mixed, query_mixed) = (&mut *out.mixed_logits, &mut *out.query_mixed_logits);
         match negatives {
             Negatives::Drawn(draws) => {
@@ -403,6 +403,7 @@ impl Row<'_> {
                         &mut sums,
                         direction,
                     );
+                    overflow |= !logits.iter().all(|logit| logit.is_finite());
                 }
             }
             Negatives::Given(_) => {}
@@ -422,6 +423,10 @@ impl Row<'_> {
         }
         for (grad, x) in out.grad_key.iter_mut().zip(query) {
             *grad = (-outer * f64::from(*x)) as f32;
+        }
+        let mut gradients = out.grad_query.iter().chain(&*out.grad_key);
+        if overflow || !loss.loss.is_finite() || !gradients.all(|x| x.is_finite()) {
+            return out.poison(self.batch, negatives);
         }
         self.measure(out, hardest_logits, listed, loss);
         Ok(())
@@ -552,21 +557,11 @@ fn mean_by_rank(matching: &[f64], figures: &[Figures], hardest: usize) -> Vec<f6
         .collect()
 }
 
-/// The first row that is no number, also where no input's fault foretold it.
+/// The first row that is no number: for its own fault, or because finite inputs overflowed.
 fn status(faults: &[Option<&'static str>], output: &Output) -> Status {
-    let dim = output.grad_queries.len() / faults.len();
-    let finite = |row: usize| {
-        output.loss_rows[row].is_finite()
-            && output.grad_queries[row * dim..(row + 1) * dim]
-                .iter()
-                .all(|x| x.is_finite())
-    };
-    faults
-        .iter()
-        .enumerate()
-        .find_map(|(row, fault)| {
-            let argument = fault.or_else(|| (!finite(row)).then_some("logits"))?;
-            Some(Status::NonFinite { argument, row })
-        })
-        .unwrap_or_default()
+    let row = output.loss_rows.iter().position(|loss| loss.is_nan());
+    row.map_or(Status::Finite, |row| Status::NonFinite {
+        argument: faults[row].unwrap_or("logits"),
+        row,
+    })
 }
