@@ -93,7 +93,7 @@ impl<'a> Batch<'a> {
         self.keys
     }
 
-    /// The labels of the queries, [B], if there are any.
+    /// The labels of the queries, `[B]`, if there are any.
     #[must_use]
     pub fn labels(&self) -> Option<&'a [u32]> {
         self.labels

@@ -56,7 +56,7 @@ impl Loss {
     }
 
     /// The loss of `queries` [B, d] with their positives `keys` [B, d] against the queue as it is:
-    /// a scalar, or [B] for [`Reduction::None`]. Enqueue the keys afterwards.
+    /// a scalar, or `[B]` for [`Reduction::None`]. Enqueue the keys afterwards.
     ///
     /// # Errors
     /// [`Error::Tensor`] for queries or keys that are not contiguous f32 matrices on the CPU or
@@ -72,7 +72,7 @@ impl Loss {
         self.run(queries, keys, None, queue, draws)
     }
 
-    /// [`Loss::forward`] with the queries' labels [B], which measure and, with the oracle, mask.
+    /// [`Loss::forward`] with the queries' labels `[B]`, which measure and, with the oracle, mask.
     ///
     /// # Errors
     /// As for [`Loss::forward`], and [`Error::Length`] for another number of labels.

@@ -17,7 +17,7 @@ pub struct Metrics {
     /// `None` too where no pair is unmasked.
     pub uniformity: Option<f64>,
     /// Probability of the r-th hardest negative under the softmax over the positive and the
-    /// unmasked queue, without synthetics, [N] by descending logit; the mean over the rows that
+    /// unmasked queue, without synthetics, `[N]` by descending logit; the mean over the rows that
     /// have that rank, 0 where none has. On request (Fig. 2a of the paper).
     pub matching_probability: Option<Vec<f64>>,
     /// Share of the mixed negatives strictly harder than their row's hardest real negative;
@@ -55,19 +55,19 @@ pub struct Output {
     pub(crate) reduced_loss: f32,
     /// Whether every row is a number.
     pub status: Status,
-    /// Loss of each row, [B].
+    /// Loss of each row, `[B]`.
     pub loss_rows: Vec<f32>,
     /// Gradient of the reduced loss with respect to the queries, [B, d].
     pub grad_queries: Vec<f32>,
     /// Gradient of the reduced loss with respect to the keys, [B, d]; on request.
     pub grad_keys: Option<Vec<f32>>,
-    /// log Σ e^{logit/τ} over the positive and all negatives, real and synthetic, [B].
+    /// log Σ e^{logit/τ} over the positive and all negatives, real and synthetic, `[B]`.
     pub log_sum_exp: Vec<f32>,
-    /// p⁺, the probability of the positive, [B].
+    /// p⁺, the probability of the positive, `[B]`.
     pub positive_probability: Vec<f32>,
-    /// Whether the positive beats every unmasked real negative, [B].
+    /// Whether the positive beats every unmasked real negative, `[B]`.
     pub hits: Vec<bool>,
-    /// Whether it beats every synthetic negative too, [B].
+    /// Whether it beats every synthetic negative too, `[B]`.
     pub hits_with_synthetic: Vec<bool>,
     /// The hardest queue rows of each query, ascending, [B, N], padded with [`crate::NO_ROW`].
     pub hardest: Vec<u32>,

@@ -369,13 +369,13 @@ impl Queue {
         })
     }
 
-    /// ‖n‖² of each row's stored bits, [K], rounded once from f64.
+    /// ‖n‖² of each row's stored bits, `[K]`, rounded once from f64.
     #[must_use]
     pub fn squared_norms(&self) -> &[f32] {
         &self.squared_norms
     }
 
-    /// The labels, [K], if the queue has any.
+    /// The labels, `[K]`, if the queue has any.
     #[must_use]
     pub fn labels(&self) -> Option<&[u32]> {
         self.labels.as_deref()
@@ -437,7 +437,7 @@ impl Queue {
         scratch
     }
 
-    /// The queue as a safetensors file: `queue` [K, d] in its own type, `queue_labels` [K] where
+    /// The queue as a safetensors file: `queue` [K, d] in its own type, `queue_labels` `[K]` where
     /// there are labels, and the cursor as metadata.
     ///
     /// # Errors

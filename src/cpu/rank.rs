@@ -18,7 +18,7 @@ pub struct Ranked {
     pub indices: Vec<u32>,
     /// Their logits q·n, before τ, [B, N], padded with −∞.
     pub logits: Vec<f32>,
-    /// N_b, how many rows each list really has, [B].
+    /// N_b, how many rows each list really has, `[B]`.
     pub counts: Vec<u32>,
 }
 

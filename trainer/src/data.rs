@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 pub struct Images {
     /// The pixels, [N, C, H, W].
     pub pixels: Vec<u8>,
-    /// A class an image, [N].
+    /// A class an image, `[N]`.
     pub labels: Vec<u32>,
     /// The size of one image.
     pub shape: Shape,

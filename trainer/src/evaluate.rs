@@ -28,7 +28,7 @@ pub struct Features<'a> {
     pub rows: Vec<f32>,
     /// F.
     pub width: usize,
-    /// A class a row, [N].
+    /// A class a row, `[N]`.
     pub labels: &'a [u32],
 }
 

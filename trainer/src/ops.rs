@@ -22,7 +22,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Res
 }
 
 /// Group norm of `x` [B, C, …] over `groups` groups of channels (Wu and He, "Group Normalization",
-/// 2018, ε = 1e-5) with `scale` and `shift` [C], and then a ReLU if asked for.
+/// 2018, ε = 1e-5) with `scale` and `shift` `[C]`, and then a ReLU if asked for.
 ///
 /// # Errors
 /// As for [`conv2d`], and where the groups do not divide the channels.

@@ -53,7 +53,7 @@ impl RunFolder {
     }
 
     /// Some test images and their nearest neighbours, for T test images with M neighbours each:
-    /// `images` u8 [T, C, H, W] and `labels` u32 [T]; `neighbour_images` u8 [T, M, C, H, W],
+    /// `images` u8 [T, C, H, W] and `labels` u32 `[T]`; `neighbour_images` u8 [T, M, C, H, W],
     /// `neighbour_labels` u32 [T, M] and `neighbour_similarities` f32 [T, M], nearest first, by the
     /// trained encoder; `raw_neighbour_*` the same by raw pixels. The metadata's `classes` is a JSON
     /// array of the class names.

@@ -33,7 +33,7 @@ pub struct ReportArgs {
 /// `hardmix report`: writes the report, and the pictures where asked, and prints what it wrote.
 ///
 /// # Errors
-/// As for [`write`] and [`write_pictures`].
+/// As for [`write()`] and [`write_pictures`].
 pub fn run(args: &ReportArgs) -> Result<()> {
     println!("{}", write(&args.run)?.display());
     if let Some(into) = &args.pictures {
