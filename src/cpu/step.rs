@@ -4,9 +4,7 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::contrast::{
-    Block, Candidate, Partial, Pass, Totals, UNIFORMITY_FACTOR, merge, run_blocks,
-};
+use super::contrast::{Block, Partial, Pass, Totals, UNIFORMITY_FACTOR, merge, run_blocks};
 use super::info_nce::{RowLoss, fold_given, row_loss};
 use super::mix::{DrawsMut, Mixer, Synthetic, check_dim, empty_draws, resolve, rows_mut};
 use super::rank::{Candidates, bounded, largest_norm, norm, select};
@@ -41,15 +39,20 @@ use crate::queue::{NO_LABEL, NO_ROW, Queue};
 pub struct Step {
     config: Config,
     partials: Vec<Partial>,
+    /// [B, N].
+    hardest_logits: Vec<f32>,
     /// One a thread, so that no lock is ever waited for.
-    scratch: Vec<Mutex<Scratch>>,
+    mixers: Vec<Mutex<Mixer>>,
 }
 
-#[derive(Debug, Default)]
-struct Scratch {
-    mixer: Mixer,
-    direction: Vec<f32>,
-    hardest_logits: Vec<f32>,
+/// What the pass over the queue found for one row; its Σ e^{(l − shift)/τ}·n lies where the row's
+/// gradient will be.
+struct Found<'a> {
+    positive: f32,
+    totals: Totals,
+    /// N_b.
+    listed: usize,
+    hardest_logits: &'a mut [f32],
 }
 
 /// Where the synthetic negatives come from.
@@ -102,7 +105,8 @@ impl Step {
         Self {
             config,
             partials: Vec::new(),
-            scratch: Vec::new(),
+            hardest_logits: Vec::new(),
+            mixers: Vec::new(),
         }
     }
 
@@ -197,16 +201,22 @@ impl Step {
         let mut outs = row_outs(&mut output, &mut matching, &mut figures, rows);
 
         let threads = rayon::current_num_threads();
-        self.scratch
-            .resize_with(threads.max(self.scratch.len()), Mutex::default);
-        let scratch = &self.scratch;
+        self.mixers
+            .resize_with(threads.max(self.mixers.len()), Mutex::default);
+        let mixers = &self.mixers;
         let pass = Pass {
             contrast: Some(config.temperature()),
             uniformity: config.uniformity(),
             candidates: hardest > 0,
             oracle: config.oracle(),
         };
-        let mut failure = None;
+        if self.hardest_logits.len() != rows * hardest {
+            self.hardest_logits = filled("hardest", rows, hardest, 0.0)?;
+        }
+        let mut found: Vec<_> = rows_mut(&mut self.hardest_logits, rows)
+            .into_iter()
+            .map(Found::new)
+            .collect();
         run_blocks(
             &blocks,
             queue,
@@ -215,49 +225,52 @@ impl Step {
             |block, partials| {
                 let candidates = Candidates::new(block, queue, config.oracle(), hardest, partials);
                 let positives = block.positives(batch);
-                let done =
-                    outs[block.rows.clone()]
-                        .par_iter_mut()
-                        .enumerate()
-                        .map(|(lane, out)| {
-                            if !usable[out.row] {
-                                return out.poison(batch, negatives);
-                            }
-                            let thread = rayon::current_thread_index().unwrap_or(0);
-                            // A scratch is overwritten before it is read, whatever a panic left in it.
-                            let mut scratch = match scratch[thread].lock() {
-                                Ok(scratch) => scratch,
-                                Err(poisoned) => poisoned.into_inner(),
-                            };
-                            scratch.direction.resize(dim, 0.0);
-                            let totals = merge(
-                                partials,
-                                lane,
-                                block.width,
-                                queue.capacity(),
-                                config.temperature(),
-                                &mut scratch.direction,
-                            );
-                            let (row, positive) = (out.row, positives[lane]);
-                            let row = Row {
-                                row,
-                                batch,
-                                queue,
-                                config,
-                                positive,
-                                totals,
-                            };
-                            row.finish(out, &candidates.of(lane), negatives, &mut scratch)
-                        });
-                // The first failing row of the first failing block, whatever the threads did.
-                let first = done.collect::<Vec<_>>().into_iter().find_map(Result::err);
-                failure = failure.take().or(first);
+                outs[block.rows.clone()]
+                    .par_iter_mut()
+                    .zip(&mut found[block.rows.clone()])
+                    .enumerate()
+                    .filter(|(_, (out, _))| usable[out.row])
+                    .for_each(|(lane, (out, found))| {
+                        found.positive = positives[lane];
+                        found.totals = merge(
+                            partials,
+                            lane,
+                            block.width,
+                            queue.capacity(),
+                            config.temperature(),
+                            out.grad_query,
+                        );
+                        found.listed =
+                            select(&candidates.of(lane), out.hardest, found.hardest_logits);
+                    });
             },
         );
+        let done: Vec<_> = outs
+            .par_iter_mut()
+            .zip(&found)
+            .map(|(out, found)| {
+                if !usable[out.row] {
+                    return out.poison(batch, negatives);
+                }
+                let thread = rayon::current_thread_index().unwrap_or(0);
+                // A mixer is overwritten before it is read, whatever a panic left in it.
+                let mut mixer = match mixers[thread].lock() {
+                    Ok(mixer) => mixer,
+                    Err(poisoned) => poisoned.into_inner(),
+                };
+                Row {
+                    row: out.row,
+                    batch,
+                    queue,
+                    config,
+                    found,
+                }
+                .finish(out, negatives, &mut mixer)
+            })
+            .collect();
         drop(outs);
-        if let Some(error) = failure {
-            return Err(error);
-        }
+        // The first failing row, whatever the threads did.
+        done.into_iter().collect::<Result<()>>()?;
         report(&mut output, config, &figures, &matching);
         output.status = status(&faults, &output);
         Ok(output)
@@ -347,48 +360,53 @@ impl RowOut<'_> {
     }
 }
 
+impl<'a> Found<'a> {
+    fn new(hardest_logits: &'a mut [f32]) -> Self {
+        Self {
+            positive: 0.0,
+            totals: Totals::default(),
+            listed: 0,
+            hardest_logits,
+        }
+    }
+}
+
 /// One row, after the pass over the queue.
 struct Row<'a> {
     row: usize,
     batch: &'a Batch<'a>,
     queue: &'a Queue,
     config: &'a Config,
-    positive: f32,
-    totals: Totals,
+    found: &'a Found<'a>,
 }
 
 impl Row<'_> {
     fn finish(
         &self,
         out: &mut RowOut<'_>,
-        candidates: &[&[Candidate]],
         negatives: Negatives<'_>,
-        scratch: &mut Scratch,
+        mixer: &mut Mixer,
     ) -> Result<()> {
-        let (config, totals, dim) = (self.config, &self.totals, self.batch.dim());
+        let (config, found, dim) = (self.config, self.found, self.batch.dim());
         let rows = self.row * dim..(self.row + 1) * dim;
         let query = &self.batch.queries()[rows.clone()];
         let key = &self.batch.keys()[rows];
-        let Scratch {
-            mixer,
-            direction,
-            hardest_logits,
-        } = scratch;
-
-        hardest_logits.resize(out.hardest.len(), 0.0);
-        let listed = select(candidates, out.hardest, hardest_logits);
-        let hardest = (&out.hardest[..listed], &hardest_logits[..listed]);
-        let (mut sums, mut overflow) = (*totals, false);
+        let hardest = (
+            &out.hardest[..found.listed],
+            &found.hardest_logits[..found.listed],
+        );
+        let direction = &mut *out.grad_query;
+        let (mut sums, mut overflow) = (found.totals, false);
         let (mixed, query_mixed) = (&mut *out.mixed_logits, &mut *out.query_mixed_logits);
         match negatives {
             Negatives::Drawn(draws) => {
-                resolve(draws, self.batch, self.row, listed, &mut out.draws)?;
-                if listed > 0 && mixed.len() + query_mixed.len() > 0 {
+                resolve(draws, self.batch, self.row, found.listed, &mut out.draws)?;
+                if found.listed > 0 && mixed.len() + query_mixed.len() > 0 {
                     mixer.logits(query, self.queue, hardest, &out.draws, mixed, query_mixed);
                     mixer.fold(config, mixed, query_mixed, &mut sums, direction);
                 }
             }
-            Negatives::Given(synthetic) if totals.unmasked > 0 => {
+            Negatives::Given(synthetic) if found.totals.unmasked > 0 => {
                 for (features, logits) in [
                     (&synthetic.mixed, mixed),
                     (&synthetic.query_mixed, query_mixed),
@@ -410,7 +428,7 @@ impl Row<'_> {
         }
 
         let total = sums.total;
-        let loss = row_loss(self.positive, sums.shift, total, config.temperature());
+        let loss = row_loss(found.positive, sums.shift, total, config.temperature());
         let per_row = match config.reduction() {
             Reduction::Mean => 1.0 / self.batch.rows() as f64,
             Reduction::Sum | Reduction::None => 1.0,
@@ -418,8 +436,8 @@ impl Row<'_> {
         // dL/dq = (1−p⁺)/τ·(Σ p_j n_j/Z₋ − k), the sum over all negatives: method, Gradient.
         let outer = loss.negative / f64::from(config.temperature()) * per_row;
         let inner = if total == 0.0 { 0.0 } else { outer / total };
-        for ((grad, negatives), key) in out.grad_query.iter_mut().zip(&*direction).zip(key) {
-            *grad = (inner * f64::from(*negatives) - outer * f64::from(*key)) as f32;
+        for (grad, key) in out.grad_query.iter_mut().zip(key) {
+            *grad = (inner * f64::from(*grad) - outer * f64::from(*key)) as f32;
         }
         for (grad, x) in out.grad_key.iter_mut().zip(query) {
             *grad = (-outer * f64::from(*x)) as f32;
@@ -428,29 +446,30 @@ impl Row<'_> {
         if overflow || !loss.loss.is_finite() || !gradients.all(|x| x.is_finite()) {
             return out.poison(self.batch, negatives);
         }
-        self.measure(out, hardest_logits, listed, loss);
+        self.measure(out, loss);
         Ok(())
     }
 
     /// The row's part in the metrics (method: What to report).
-    fn measure(&self, out: &mut RowOut<'_>, hardest_logits: &[f32], listed: usize, loss: RowLoss) {
+    fn measure(&self, out: &mut RowOut<'_>, loss: RowLoss) {
+        let (positive, listed) = (self.found.positive, self.found.listed);
         let Totals {
             shift,
             total,
             uniformity,
             max,
             unmasked,
-        } = self.totals;
+        } = self.found.totals;
         let harder = |logits: &[f32]| logits.iter().filter(|&&logit| logit > max).count();
-        let beaten = |logits: &[f32]| logits.iter().all(|&logit| self.positive > logit);
-        let hit = self.positive > max;
+        let beaten = |logits: &[f32]| logits.iter().all(|&logit| positive > logit);
+        let hit = positive > max;
         let temperature = f64::from(self.config.temperature());
         let (same_label, labelled) = self.same_label(&out.hardest[..listed]);
         *out.figures = Figures {
             loss: loss.loss,
             log_sum_exp: loss.log_sum_exp,
             positive_probability: loss.positive,
-            positive_logit: self.positive,
+            positive_logit: positive,
             hit,
             hit_with_synthetic: hit && beaten(out.mixed_logits) && beaten(out.query_mixed_logits),
             listed,
@@ -462,9 +481,9 @@ impl Row<'_> {
             log_uniformity: f64::from(UNIFORMITY_FACTOR) * f64::from(shift) + uniformity.ln(),
         };
         if !out.matching.is_empty() {
-            let mut sorted = hardest_logits[..listed].to_vec();
+            let mut sorted = self.found.hardest_logits[..listed].to_vec();
             sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-            let real = row_loss(self.positive, shift, total, self.config.temperature());
+            let real = row_loss(positive, shift, total, self.config.temperature());
             for (probability, logit) in out.matching.iter_mut().zip(sorted) {
                 *probability = (f64::from(logit) / temperature - real.log_sum_exp).exp();
             }
