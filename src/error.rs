@@ -135,6 +135,45 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is no CUDA driver to be loaded.
+    #[cfg(feature = "cuda")]
+    #[error("no CUDA driver was found: libcuda.so cannot be loaded")]
+    NoDriver,
+    /// The CUDA driver refused something; the context goes on.
+    #[cfg(feature = "cuda")]
+    #[error("CUDA failed at {operation}: {reason}")]
+    Driver {
+        /// What was asked of it: a phrase, or a kernel's name.
+        operation: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// A kernel failed in a way that no context survives: every later call on it will fail too, and
+    /// what its memory holds is lost.
+    #[cfg(feature = "cuda")]
+    #[error("CUDA failed at {operation}, and the context is lost: {reason}")]
+    ContextLost {
+        /// What failed, or what it was noticed at.
+        operation: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
+    /// An argument's memory belongs to another context or device than the stream.
+    #[cfg(feature = "cuda")]
+    #[error("{argument} belongs to another CUDA context; expected that of the device's stream")]
+    OtherContext {
+        /// The argument's name.
+        argument: &'static str,
+    },
+    /// An output shares memory with another argument.
+    #[cfg(feature = "cuda")]
+    #[error("{argument} overlaps {other}; expected memory of its own")]
+    Overlap {
+        /// The output's name.
+        argument: &'static str,
+        /// The other argument's name.
+        other: &'static str,
+    },
     /// candle failed for a reason of its own.
     #[cfg(feature = "candle")]
     #[error(transparent)]

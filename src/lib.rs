@@ -42,6 +42,10 @@
     feature = "candle",
     doc = "- [`candle`]: the loss as an operation on candle tensors."
 )]
+#![cfg_attr(
+    feature = "cuda",
+    doc = "- [`cuda`]: the same operators on an NVIDIA GPU, on cudarc's slices and streams."
+)]
 //!
 //! # Guarantees
 //!
@@ -56,6 +60,8 @@ mod batch;
 pub mod candle;
 mod config;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod draws;
 mod error;
 mod output;

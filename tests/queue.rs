@@ -439,3 +439,158 @@ fn normalised_keys_are_directions() {
         }
     }
 }
+
+/// The queue in device memory: whatever is done to it leaves the bits of one in host memory.
+#[cfg(feature = "cuda")]
+mod on_the_device {
+    use super::*;
+    use common::bits;
+    use common::cuda::{device, under_all_schedules};
+    use hardmix::cuda;
+
+    /// Everything that a queue holds, its squared norms as the device has them.
+    type Held = (Queue, Vec<u32>);
+
+    fn held(queue: &cuda::Queue) -> Held {
+        let norms = device()
+            .download("norms", queue.squared_norms(), queue.capacity())
+            .expect("norms");
+        (queue.to_host(device()).expect("a copy"), bits(&norms))
+    }
+
+    #[test]
+    fn it_holds_what_one_in_host_memory_holds() {
+        let device = device();
+        let rng = &mut fastrand::Rng::with_seed(5);
+        for dtype in DTYPES {
+            for (capacity, dim, batches) in [
+                (1, 1, [1, 2, 1]),
+                (5, 3, [2, 4, 11]),
+                (12, 8, [12, 5, 25]),
+                (300, 33, [64, 260, 1]),
+            ] {
+                let mut host = Queue::random(capacity, dim, dtype, 5).expect("a queue");
+                let mut own = cuda::Queue::from_host(device, &host).expect("a copy");
+                for (round, batch) in batches.into_iter().enumerate() {
+                    let keys: Vec<f32> =
+                        unit_rows(rng, batch, dim).iter().map(|x| x * 1.5).collect();
+                    let labels: Vec<u32> = (0..batch as u32).collect();
+                    let labels = (round == 1).then_some(&labels[..]);
+                    // One element into an allocation, where no vector would be aligned.
+                    let shifted = [&[f32::NAN], &keys[..]].concat();
+                    let there = device.upload("keys", &shifted).expect("keys");
+                    let there = there.slice(1..);
+                    let labels_there = labels.map(|l| device.upload("labels", l).expect("labels"));
+                    let labels_there = labels_there.as_ref().map(|l| l as _);
+                    let kept = if round == 2 {
+                        host.enqueue_normalised(&keys, labels).expect("keys");
+                        own.enqueue_normalised(device, &there, labels_there)
+                    } else {
+                        host.enqueue(&keys, labels).expect("keys");
+                        own.enqueue(device, &there, labels_there)
+                    };
+                    assert_eq!(kept.expect("keys"), batch.min(capacity));
+                    own.check(device).expect("finite keys");
+                    let expected = (host.clone(), bits(host.squared_norms()));
+                    assert!(held(&own) == expected, "{dtype:?}, {batch} in {capacity}");
+                    assert_eq!(own.cursor(device).expect("a cursor"), host.cursor());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_schedule_leaves_the_same_bits() {
+        let device = device();
+        let keys = unit_rows(&mut fastrand::Rng::with_seed(2), 70, 20);
+        let keys = device.upload("keys", &keys).expect("keys");
+        for dtype in DTYPES {
+            under_all_schedules(|| {
+                let host = Queue::random(50, 20, dtype, 5).expect("a queue");
+                let mut queue = cuda::Queue::from_host(device, &host).expect("a copy");
+                queue.enqueue(device, &keys, None).expect("keys");
+                queue.enqueue_normalised(device, &keys, None).expect("keys");
+                held(&queue)
+            });
+        }
+    }
+
+    #[test]
+    fn a_refused_batch_changes_nothing_and_is_reported() {
+        let device = device();
+        let refuse = |dtype, keys: &[f32], normalise: bool, expected: &str| {
+            let host = Queue::random(4, 2, dtype, 1).expect("a queue");
+            let mut queue = cuda::Queue::from_host(device, &host).expect("a copy");
+            let before = held(&queue);
+            let there = device.upload("keys", keys).expect("keys");
+            let fine = device.upload("keys", &[0.5f32; 2]).expect("keys");
+            if normalise {
+                queue.enqueue_normalised(device, &there, None)
+            } else {
+                queue.enqueue(device, &there, None)
+            }
+            .expect("only the device can see");
+            assert!(held(&queue) == before, "{expected}");
+            // A good batch goes in, and does not hide the refusal of the one before.
+            queue.enqueue(device, &fine, None).expect("a key");
+            assert_eq!(queue.cursor(device).expect("a cursor"), 1);
+            let error = queue.check(device).expect_err(expected).to_string();
+            assert_eq!(error, expected);
+            queue.check(device).expect("told once");
+            assert_eq!(queue.cursor(device).expect("a cursor"), 1);
+        };
+        for dtype in DTYPES {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for normalise in [false, true] {
+                    let keys = [1.0, 0.0, 0.0, bad, 0.0, 1.0];
+                    refuse(dtype, &keys, normalise, "row 1 of keys is not finite");
+                }
+            }
+            let keys = [1.0, 0.0, 0.0, 1.0, -0.0, 0.0];
+            let message = "row 2 of keys has norm 0 and cannot be normalised";
+            refuse(dtype, &keys, true, message);
+        }
+        // Of more keys than there are rows, one that would not have stayed.
+        let mut keys = [0.5; 20];
+        keys[3] = f32::NAN;
+        refuse(DType::F32, &keys, false, "row 1 of keys is not finite");
+        let keys = [65519.0, 0.0, 0.0, 65520.0, 0.0, 1.0];
+        refuse(DType::F16, &keys, false, "row 1 of keys is not finite");
+        let keys = [f32::MAX, 0.0, 0.0, 0.0, 0.0, 1.0];
+        refuse(DType::Bf16, &keys, false, "row 0 of keys is not finite");
+    }
+
+    #[test]
+    fn what_cannot_be_enqueued_is_refused_before_a_launch() {
+        let device = device();
+        let host = Queue::random(4, 2, DType::F32, 1).expect("a queue");
+        let mut queue = cuda::Queue::from_host(device, &host).expect("a copy");
+        let before = held(&queue);
+        let keys = device.upload("keys", &[0.5f32; 6]).expect("keys");
+        let labels = device.upload("labels", &[1u32; 2]).expect("labels");
+        let refused = |result: hardmix::Result<usize>| result.expect_err("refused").to_string();
+
+        let ragged = refused(queue.enqueue(device, &keys.slice(..5), None));
+        assert!(ragged.contains("keys has 5 elements"), "{ragged}");
+        let wrong = refused(queue.enqueue(device, &keys, Some(&labels)));
+        assert!(
+            wrong.contains("labels has 2 elements; expected 3"),
+            "{wrong}"
+        );
+        // SAFETY: the memory is the queue's own, which outlives the second owner; that one is
+        // forgotten before it would free it.
+        let alias = unsafe {
+            use cudarc::driver::DevicePtr;
+            let (pointer, _record) = match queue.rows() {
+                cuda::Rows::F32(rows) => rows.device_ptr(device.stream()),
+                _ => unreachable!(),
+            };
+            device.stream().upgrade_device_ptr::<f32>(pointer, 4)
+        };
+        let overlap = refused(queue.enqueue(device, &alias, None));
+        assert_eq!(overlap, "queue overlaps keys; expected memory of its own");
+        let _ = alias.leak();
+        assert!(held(&queue) == before);
+        assert!(queue.labels().is_none());
+    }
+}

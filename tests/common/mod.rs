@@ -9,6 +9,8 @@
 
 pub mod cases;
 pub mod compare;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod oracle;
 pub mod reference;
 pub mod tolerance;

@@ -1,0 +1,39 @@
+// What the kernels and Rust share: one struct of parameters a kernel, passed by value, and the
+// constants that launches depend on. Pointers are to device memory. Nothing may be included here but
+// <stdint.h>; bindgen reads this file too and checks the layouts.
+#pragma once
+#include <stdint.h>
+
+// A row that is none.
+constexpr uint32_t NO_ROW_INDEX = 0xffffffffu;
+
+// ── enqueue ──────────────────────────────────────────────────────────────────────────────────────
+
+// Threads of a block; a warp takes a row.
+constexpr uint32_t ENQUEUE_THREADS = 256;
+
+// The ring's state, in device memory so that a replayed graph goes on where the last one stopped.
+struct RingState {
+  uint32_t next;     // the row that the next key replaces
+  uint32_t start;    // what `next` was when the enqueue under way began
+  uint32_t refused;  // the first refusal since the host last asked, or 0
+};
+
+// A refusal is NO_ROW_INDEX − (2 · row + kind) of the first row that may not enter, 0 where all may.
+
+constexpr uint32_t REFUSED_NON_FINITE = 0;
+constexpr uint32_t REFUSED_ZERO_NORM = 1;
+
+struct EnqueueParams {
+  const float* keys;       // [rows, dim]
+  const uint32_t* labels;  // [rows], or null: none has one
+  void* queue;             // [capacity, dim], in the type that the kernel is named by
+  float* squared_norms;    // [capacity]
+  uint32_t* queue_labels;  // [capacity], or null: the queue has none
+  RingState* state;
+  uint32_t* refusal;  // of this enqueue; 0 before
+  uint32_t rows;
+  uint32_t capacity;
+  uint32_t dim;
+  uint32_t normalise;  // whether a key's direction is stored instead of the key
+};

@@ -1,0 +1,49 @@
+//! The operators and the step on an NVIDIA GPU, by kernels of our own.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `device` | the context, the kernels loaded into it, and the stream that work is put on |
+//! | `queue` | the queue of negatives in device memory |
+//! | `workspace` | memory that is planned once and reused |
+//!
+//! Every function puts its work on the [`Device`]'s stream and returns; none waits for the device
+//! unless its documentation says so, and none allocates once its outputs and workspace have their
+//! size. Inputs are slices and views of cudarc's alike, and what is wrong with them is an error before
+//! anything is launched. What only the device can see, a NaN, is a status that the caller reads when
+//! it suits.
+
+mod device;
+mod queue;
+mod workspace;
+
+pub use device::Device;
+pub use queue::{Queue, Rows};
+
+use params::{EnqueueParams, RingState};
+
+/// The structs and constants of `kernels/params.h`, as bindgen reads them.
+#[allow(
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    unreachable_pub,
+    dead_code,
+    reason = "generated"
+)]
+mod params {
+    include!(concat!(env!("OUT_DIR"), "/params.rs"));
+}
+
+/// The fat binaries of `kernels/*.cu`, by the file's name.
+const IMAGES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// Implements `DeviceRepr` for structs of `kernels/params.h`.
+macro_rules! passed_to_kernels {
+    ($($name:ty),* $(,)?) => {$(
+        // SAFETY: the kernels include the very header that this `repr(C)` struct was made from, and
+        // bindgen asserts that size and offsets are what the header says.
+        unsafe impl cudarc::driver::DeviceRepr for $name {}
+    )*};
+}
+passed_to_kernels!(EnqueueParams, RingState);
