@@ -7,6 +7,13 @@
 // A row that is none.
 constexpr uint32_t NO_ROW_INDEX = 0xffffffffu;
 
+// NO_ROW_INDEX minus the first row of a batch that is not finite, by argument; 0 where all are.
+struct StatusWords {
+  uint32_t queries;
+  uint32_t keys;
+  uint32_t logits;
+};
+
 // ── enqueue ──────────────────────────────────────────────────────────────────────────────────────
 
 // Threads of a block; a warp takes a row.
@@ -36,4 +43,27 @@ struct EnqueueParams {
   uint32_t capacity;
   uint32_t dim;
   uint32_t normalise;  // whether a key's direction is stored instead of the key
+};
+
+// ── rank ─────────────────────────────────────────────────────────────────────────────────────────
+
+// Threads of a block, which takes a row of logits.
+constexpr uint32_t RANK_THREADS = 512;
+
+// Candidates, 8 bytes each, that a block holds in shared memory. Rows with more of them take two
+// further passes over their logits. 64 KiB: two blocks fit a multiprocessor of either architecture.
+constexpr uint32_t RANK_CANDIDATES = 8192;
+
+struct RankParams {
+  const float* logits;           // [rows, capacity]; the grid has `rows` blocks
+  const uint32_t* query_labels;  // [rows], or null: nothing is masked
+  const uint32_t* queue_labels;  // [capacity], where there are query labels
+  uint32_t* indices;             // [rows, hardest]
+  float* hardest_logits;         // [rows, hardest]
+  uint32_t* counts;              // [rows]
+  StatusWords* status;
+  uint32_t capacity;  // less than 2^31
+  uint32_t hardest;   // 1 to capacity
+  uint32_t first_row;  // what the status calls the first of the rows
+  uint32_t infinities;  // whether they are logits like any other
 };

@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cudarc::driver::result::memset_d8_async;
 use cudarc::driver::sys::{self, CUfunction_attribute, CUresult};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
@@ -213,6 +214,18 @@ impl Device {
             Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(none),
             other => other.map_err(driver("allocating")),
         }
+    }
+
+    /// Puts on the stream that all bits are zero.
+    pub(super) fn clear<T: DeviceRepr>(&self, data: &mut CudaSlice<T>) -> Result<()> {
+        let (bytes, stream) = (data.num_bytes(), &self.stream);
+        self.expect_context("status", data.stream())?;
+        let context = stream.context();
+        context.bind_to_thread().map_err(driver("clearing"))?;
+        let (pointer, _record) = data.device_ptr_mut(stream);
+        // SAFETY: the memory is the slice's own, and zeros are a value of plain data.
+        unsafe { memset_d8_async(pointer, 0, bytes, stream.cu_stream()) }
+            .map_err(driver("clearing"))
     }
 
     /// Puts a kernel on the stream.

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `device` | the context, the kernels loaded into it, and the stream that work is put on |
 //! | `queue` | the queue of negatives in device memory |
+//! | `rank` | the hardest queue rows of each query |
+//! | `status` | what only the device can see: rows that are not finite |
 //! | `workspace` | memory that is planned once and reused |
 //!
 //! Every function puts its work on the [`Device`]'s stream and returns; none waits for the device
@@ -14,12 +16,15 @@
 
 mod device;
 mod queue;
+mod rank;
+mod status;
 mod workspace;
 
 pub use device::Device;
 pub use queue::{Queue, Rows};
+pub use rank::{Ranked, rank_logits};
 
-use params::{EnqueueParams, RingState};
+use params::{EnqueueParams, RankParams, RingState, StatusWords};
 
 /// The structs and constants of `kernels/params.h`, as bindgen reads them.
 #[allow(
@@ -46,4 +51,4 @@ macro_rules! passed_to_kernels {
         unsafe impl cudarc::driver::DeviceRepr for $name {}
     )*};
 }
-passed_to_kernels!(EnqueueParams, RingState);
+passed_to_kernels!(EnqueueParams, RankParams, RingState, StatusWords);

@@ -188,10 +188,7 @@ impl Queue {
             None => None,
         };
         let state = device.write("cursor", &mut self.state)?;
-        device
-            .stream()
-            .memset_zeros(&mut self.refusal)
-            .map_err(driver("clearing a status"))?;
+        device.clear(&mut self.refusal)?;
         let refusal = device.write("cursor", &mut self.refusal)?;
 
         let mut outputs = vec![queue.bytes(), squared_norms.bytes()];

@@ -1,48 +1,41 @@
 //! Memory that is planned once and reused.
 
-use cudarc::driver::{CudaSlice, DeviceRepr};
+use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 
-use super::device::Device;
+use super::device::{Device, Memory};
 use crate::error::{Result, elements};
 
 /// A buffer that grows where it must and never shrinks.
 #[derive(Debug)]
 pub(super) struct Buffer<T> {
     argument: &'static str,
-    slice: Option<CudaSlice<T>>,
+    slice: CudaSlice<T>,
 }
 
 impl<T: DeviceRepr> Buffer<T> {
-    /// No memory yet; `argument` is what errors call it.
-    pub const fn new(argument: &'static str) -> Self {
-        Self {
-            argument,
-            slice: None,
-        }
+    /// `rows · width` elements that nobody has written; `argument` is what errors call them.
+    pub fn new(device: &Device, argument: &'static str, rows: usize, width: usize) -> Result<Self> {
+        let slice = device.allocate(argument, rows, width)?;
+        Ok(Self { argument, slice })
     }
 
-    /// At least `rows · width` elements. They keep their values unless the buffer has to grow; then
-    /// nobody has written them.
-    pub fn reserve(
-        &mut self,
-        device: &Device,
+    /// At least `rows · width` elements to write. They keep their values unless the buffer grows.
+    pub fn reserve<'a>(
+        &'a mut self,
+        device: &'a Device,
         rows: usize,
         width: usize,
-    ) -> Result<&mut CudaSlice<T>> {
+    ) -> Result<Memory<'a, T>> {
         let needed = elements(self.argument, rows, width)?;
-        let fits = self.slice.as_ref().is_some_and(|slice| {
-            slice.len() >= needed && slice.context() == device.stream().context()
-        });
-        if !fits {
-            // Freed first, so that both need not fit.
-            self.slice = None;
-            self.slice = Some(device.allocate(self.argument, rows, width)?);
+        let same = self.slice.context() == device.stream().context();
+        if self.slice.len() < needed || !same {
+            self.slice = device.allocate(self.argument, rows, width)?;
         }
-        Ok(self.slice.as_mut().expect("allocated above"))
+        device.write(self.argument, &mut self.slice)
     }
 
-    /// The memory, if there is any yet.
-    pub fn slice(&self) -> Option<&CudaSlice<T>> {
-        self.slice.as_ref()
+    /// The first `len` elements, or all where there are fewer.
+    pub fn first(&self, len: usize) -> CudaView<'_, T> {
+        self.slice.slice(..len.min(self.slice.len()))
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::OnceLock;
 
-use hardmix::cuda::Device;
+use hardmix::cpu::{self, Synthetic};
+use hardmix::cuda::{self, Device};
+use hardmix::{Batch, Config, Draws, Output, Queue, Result};
 use softgpu::launch::{Blocks, Copies, Schedule};
 
 /// The device of this process, with softgpu installed first unless a GPU is asked for.
@@ -15,6 +17,87 @@ pub fn device() -> &'static Device {
         println!("cuda on {found}: {name}");
         device
     })
+}
+
+/// The lists of a device in host memory.
+pub fn to_host(ranked: &cuda::Ranked) -> Result<cpu::Ranked> {
+    ranked.check(device())?;
+    let stream = device().stream();
+    Ok(cpu::Ranked {
+        hardest: ranked.hardest(),
+        indices: stream.clone_dtoh(&ranked.indices()).expect("indices"),
+        logits: stream.clone_dtoh(&ranked.logits()).expect("logits"),
+        counts: stream.clone_dtoh(&ranked.counts()).expect("counts"),
+    })
+}
+
+/// The GPU path as a backend of the shared test bodies.
+pub struct Cuda;
+
+impl super::Backend for Cuda {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn arithmetic(&self) -> super::Arithmetic {
+        super::Arithmetic::F32
+    }
+
+    fn is_slow(&self) -> bool {
+        is_softgpu()
+    }
+
+    fn new_step(&self, _config: Config) -> Box<dyn super::Step> {
+        unimplemented!()
+    }
+
+    fn rank(
+        &self,
+        _queries: &[f32],
+        _queue: &Queue,
+        _hardest: usize,
+        _oracle_labels: Option<&[u32]>,
+    ) -> Result<cpu::Ranked> {
+        unimplemented!()
+    }
+
+    fn rank_logits(&self, logits: &[f32], capacity: usize, hardest: usize) -> Result<cpu::Ranked> {
+        let device = device();
+        let len = logits.len();
+        let logits = device.upload("logits", logits)?;
+        let mut ranked = cuda::Ranked::new(device, 0, 0)?;
+        // An upload of nothing still has room for something.
+        cuda::rank_logits(
+            device,
+            &logits.slice(..len),
+            capacity,
+            hardest,
+            None,
+            &mut ranked,
+        )?;
+        to_host(&ranked)
+    }
+
+    fn mix(
+        &self,
+        _batch: &Batch,
+        _queue: &Queue,
+        _ranked: &cpu::Ranked,
+        _config: &Config,
+        _draws: &Draws,
+    ) -> Result<Synthetic> {
+        unimplemented!()
+    }
+
+    fn info_nce(
+        &self,
+        _batch: &Batch,
+        _queue: &Queue,
+        _synthetic: &Synthetic,
+        _config: &Config,
+    ) -> Result<Output> {
+        unimplemented!()
+    }
 }
 
 /// Whether kernels run on softgpu, where shapes have to be small.

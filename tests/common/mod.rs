@@ -33,6 +33,10 @@ pub trait Step {
 pub trait Backend: Sync {
     fn name(&self) -> &'static str;
     fn arithmetic(&self) -> Arithmetic;
+    /// Whether shapes have to be small, as on an interpreter of kernels.
+    fn is_slow(&self) -> bool {
+        false
+    }
     fn new_step(&self, config: Config) -> Box<dyn Step>;
     fn rank(
         &self,
@@ -132,6 +136,15 @@ pub fn backends() -> Vec<Box<dyn Backend>> {
     let found: Vec<Box<dyn Backend>> = vec![Box::new(Cpu)];
     let names: Vec<_> = found.iter().map(|backend| backend.name()).collect();
     println!("backends: {}", names.join(", "));
+    found
+}
+
+/// The backends that rank.
+pub fn rankers() -> Vec<Box<dyn Backend>> {
+    #[allow(unused_mut, reason = "there may be only one")]
+    let mut found = backends();
+    #[cfg(feature = "cuda")]
+    found.push(Box::new(cuda::Cuda));
     found
 }
 

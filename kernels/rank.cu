@@ -1,0 +1,224 @@
+// rank: of each row of logits the `hardest` largest that are not masked, exactly.
+//
+// The set is that of the largest logits, ties to the lower index, −0 equal to +0; it is listed by
+// ascending index, padded where fewer rows are unmasked. The result does not depend on the order in
+// which anything runs: histograms are sums of integers, and lists are written by prefix sums.
+//
+// A block takes a row. A histogram of the keys' top 11 bits says in which bin the boundary lies and
+// how many candidates there are, those of that bin and of the ones above. Normally they fit into
+// shared memory: a second pass lists them there, and the rest happens on the list. Where they do not
+// fit, the same code works on the row itself, in three more passes.
+#include "device/ordered_key.cuh"
+#include "device/radix_select.cuh"
+#include "params.h"
+
+namespace {
+
+constexpr uint32_t NO_LABEL = 0xffffffffu;
+
+// Consecutive elements that a thread takes of a tile; a tile is one step of a block.
+constexpr uint32_t OWN = 8, TILE = OWN * RANK_THREADS;
+
+struct Candidate {
+  uint32_t index;
+  float logit;
+};
+
+// A thread's elements of a tile, by ascending index.
+struct Elements {
+  Candidate of[OWN];
+  uint32_t valid;  // a bit each
+};
+
+struct Shared {
+  alignas(16) uint32_t histogram[BINS];
+  uint32_t slots[2][RANK_THREADS / WARP];
+  Bin bin;
+};
+
+// The row in global memory. Elements are taken four at a time from 16-byte boundaries, wherever the
+// row itself begins: `shift` elements before it.
+struct Row {
+  const float* logits;
+  const uint32_t* labels;
+  uint32_t label, capacity, shift;
+
+  __device__ Row(const RankParams& p) {
+    logits = p.logits + uint64_t(blockIdx.x) * p.capacity;
+    labels = p.queue_labels;
+    label = p.query_labels ? p.query_labels[blockIdx.x] : NO_LABEL;
+    capacity = p.capacity;
+    shift = uint32_t(reinterpret_cast<uintptr_t>(logits) / sizeof(float)) % 4;
+  }
+
+  __device__ uint32_t tiles() const { return (capacity + shift + TILE - 1) / TILE; }
+
+  __device__ Elements load(uint32_t tile) const {
+    Elements e{};
+#pragma unroll
+    for (uint32_t quad = 0; quad < OWN; quad += 4) {
+      // Before the row it wraps and is as far out of range as behind the end.
+      const uint32_t index = tile * TILE + threadIdx.x * OWN + quad - shift;
+      float4 four = {0.0f, 0.0f, 0.0f, 0.0f};
+      if (index < capacity && capacity - index >= 4) {
+        four = *reinterpret_cast<const float4*>(logits + index);
+        e.valid |= 0xfu << quad;
+      } else {
+        if (index + 0 < capacity) four.x = logits[index + 0], e.valid |= 1u << quad;
+        if (index + 1 < capacity) four.y = logits[index + 1], e.valid |= 2u << quad;
+        if (index + 2 < capacity) four.z = logits[index + 2], e.valid |= 4u << quad;
+        if (index + 3 < capacity) four.w = logits[index + 3], e.valid |= 8u << quad;
+      }
+      e.of[quad + 0] = {index + 0, four.x};
+      e.of[quad + 1] = {index + 1, four.y};
+      e.of[quad + 2] = {index + 2, four.z};
+      e.of[quad + 3] = {index + 3, four.w};
+    }
+    if (label != NO_LABEL) {
+#pragma unroll
+      for (uint32_t i = 0; i < OWN; ++i) {
+        const bool inside = e.valid >> i & 1;
+        if (inside && labels[e.of[i].index] == label) e.valid &= ~(1u << i);
+      }
+    }
+    return e;
+  }
+};
+
+// Candidates in shared memory, by ascending index.
+struct List {
+  const Candidate* candidates;
+  uint32_t count;
+
+  __device__ uint32_t tiles() const { return (count + TILE - 1) / TILE; }
+
+  __device__ Elements load(uint32_t tile) const {
+    Elements e{};
+#pragma unroll
+    for (uint32_t i = 0; i < OWN; ++i) {
+      const uint32_t at = tile * TILE + threadIdx.x * OWN + i;
+      if (at < count) e.of[i] = candidates[at], e.valid |= 1u << i;
+    }
+    return e;
+  }
+};
+
+// Counts the keys with the given prefix by the bits of a level. Ends with a barrier. Returns whether
+// this thread saw a logit of which twice the bits exceed `limit`.
+template <uint32_t LEVEL, class Source>
+__device__ bool count(const Source& source, Shared& shared, uint32_t prefix, uint32_t limit) {
+  for (uint32_t i = threadIdx.x; i < BINS; i += RANK_THREADS) shared.histogram[i] = 0;
+  __syncthreads();
+  bool beyond = false;
+  for (uint32_t tile = 0; tile < source.tiles(); ++tile) {
+    const Elements e = source.load(tile);
+#pragma unroll
+    for (uint32_t i = 0; i < OWN; ++i) {
+      if (e.valid >> i & 1) {
+        const float logit = e.of[i].logit;
+        const uint32_t key = ordered_key(logit);
+        beyond |= __float_as_uint(logit) << 1 > limit;
+        if (Level<LEVEL>::prefix(key) == prefix) {
+          atomicAdd(&shared.histogram[Level<LEVEL>::bin(key)], 1);
+        }
+      }
+    }
+  }
+  __syncthreads();
+  return beyond;
+}
+
+// Which keys are taken: all above `key`, and the first `ties` that equal it.
+struct Boundary {
+  uint32_t key, ties;
+};
+
+// The boundary of the `rank` largest, whose top bits are known to be `top`'s with `above` beyond.
+template <class Source>
+__device__ Boundary refine(const Source& source, Shared& shared, Bin top, uint32_t rank) {
+  rank -= top.above;
+  count<1>(source, shared, top.index, ~0u);
+  auto wanted = [&](uint32_t) { return rank; };
+  const Bin middle = find_bin<RANK_THREADS>(shared.histogram, shared.slots, 0, shared.bin, wanted);
+  const uint32_t prefix = top.index << 11 | middle.index;
+  rank -= middle.above;
+  count<2>(source, shared, prefix, ~0u);
+  const Bin last = find_bin<RANK_THREADS>(shared.histogram, shared.slots, 1, shared.bin, wanted);
+  return {prefix << 10 | last.index, rank - last.above};
+}
+
+// Gives `put` every element inside the boundary with its position among them, by ascending index.
+template <class Source, class Put>
+__device__ void list(const Source& source, Shared& shared, Boundary boundary, Put put) {
+  static_assert(TILE < 1 << 16, "both counts of a tile share a word");
+  uint32_t above = 0, ties = 0;
+  Elements next = source.load(0);
+  for (uint32_t tile = 0; tile < source.tiles(); ++tile) {
+    const Elements e = next;
+    // Asked for before the barrier below.
+    if (tile + 1 < source.tiles()) next = source.load(tile + 1);
+    // Of each element: above the boundary in bit i, tied in bit i + 16.
+    uint32_t kinds = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < OWN; ++i) {
+      const uint32_t key = ordered_key(e.of[i].logit);
+      if (e.valid >> i & 1) kinds |= (key > boundary.key) << i | (key == boundary.key) << (i + 16);
+    }
+    const uint32_t own = __popc(kinds & 0xffff) | __popc(kinds >> 16) << 16;
+    uint32_t total;
+    const uint32_t before = block_prefix<RANK_THREADS>(own, shared.slots, tile % 2, total);
+    uint32_t own_above = above + (before & 0xffff), own_ties = ties + (before >> 16);
+#pragma unroll
+    for (uint32_t i = 0; i < OWN; ++i) {
+      const bool is_above = kinds >> i & 1, is_tie = kinds >> (i + 16) & 1;
+      if (is_above || (is_tie && own_ties < boundary.ties)) {
+        put(own_above + min(own_ties, boundary.ties), e.of[i]);
+      }
+      own_above += is_above;
+      own_ties += is_tie;
+    }
+    above += total & 0xffff;
+    ties += total >> 16;
+  }
+  __syncthreads();
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(RANK_THREADS, 2)
+    rank_logits(const __grid_constant__ RankParams p) {
+  extern __shared__ __align__(16) Candidate candidates[];
+  __shared__ Shared shared;
+  const Row row(p);
+  const uint64_t out = uint64_t(blockIdx.x) * p.hardest;
+
+  const uint32_t limit = p.infinities ? 0xff000000u : 0xfeffffffu;
+  const bool beyond = count<0>(row, shared, 0, limit);
+  if (__syncthreads_or(beyond) && threadIdx.x == 0) {
+    atomicMax(&p.status->logits, NO_ROW_INDEX - (p.first_row + blockIdx.x));
+  }
+  auto wanted = [&](uint32_t total) { return min(p.hardest, total); };
+  const Bin top = find_bin<RANK_THREADS>(shared.histogram, shared.slots, 1, shared.bin, wanted);
+  const uint32_t taken = min(p.hardest, top.total);
+
+  if (threadIdx.x == 0) p.counts[blockIdx.x] = taken;
+  for (uint32_t i = taken + threadIdx.x; i < p.hardest; i += RANK_THREADS) {
+    p.indices[out + i] = NO_ROW_INDEX;
+    p.hardest_logits[out + i] = -INFINITY;
+  }
+  if (taken == 0) return;
+
+  auto put = [&](uint32_t at, Candidate candidate) {
+    p.indices[out + at] = candidate.index;
+    p.hardest_logits[out + at] = candidate.logit;
+  };
+  const uint32_t listed = top.above + top.count;
+  if (listed <= RANK_CANDIDATES) {
+    const Boundary all = {top.index << Level<0>::shift, ~0u};
+    list(row, shared, all, [&](uint32_t at, Candidate candidate) { candidates[at] = candidate; });
+    const List source = {candidates, listed};
+    list(source, shared, refine(source, shared, top, taken), put);
+  } else {
+    list(row, shared, refine(row, shared, top, taken), put);
+  }
+}
