@@ -45,6 +45,39 @@ struct EnqueueParams {
   uint32_t normalise;  // whether a key's direction is stored instead of the key
 };
 
+// ── contrast ─────────────────────────────────────────────────────────────────────────────────────
+
+// Threads of a block of `logits`, the queue rows of its tile, and the dimensions of a stage.
+constexpr uint32_t LOGITS_THREADS = 256;
+constexpr uint32_t LOGITS_ROWS = 128;
+constexpr uint32_t LOGITS_DEPTH = 32;
+
+// Stages of its ring in shared memory. With three, two blocks fit a multiprocessor of sm_90, and one
+// of sm_80.
+constexpr uint32_t LOGITS_STAGES = 3;
+
+struct LogitsParams {
+  const float* queries;  // [rows, dim]
+  const void* queue;     // [capacity, dim], in the type that the kernel is named by
+  float* logits;         // [rows, capacity]
+  uint32_t rows;
+  uint32_t capacity;  // less than 2^31
+  uint32_t dim;
+  uint32_t query_tiles;      // of the queries; the grid has that many blocks a tile of the queue
+  uint32_t queries_aligned;  // whether every row of the queries starts at a multiple of 16 bytes
+  uint32_t queue_aligned;    // and every row of the queue
+};
+
+// Threads of a block of `check_rows`; a warp takes a row.
+constexpr uint32_t CHECK_THREADS = 256;
+
+struct CheckParams {
+  const float* data;  // [rows, dim]
+  uint32_t* seen;     // a word of a status
+  uint32_t rows;
+  uint32_t dim;
+};
+
 // ── rank ─────────────────────────────────────────────────────────────────────────────────────────
 
 // Threads of a block, which takes a row of logits.

@@ -360,10 +360,6 @@ impl<'a, T> Memory<'a, T> {
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
     /// The bytes, with the argument's name.
     pub fn bytes(&self) -> (&'static str, Range<u64>) {
         let start = self.pointer as u64;

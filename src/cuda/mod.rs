@@ -2,6 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | `contrast` | the logits of queries and queue, on the tensor cores |
 //! | `device` | the context, the kernels loaded into it, and the stream that work is put on |
 //! | `queue` | the queue of negatives in device memory |
 //! | `rank` | the hardest queue rows of each query |
@@ -14,17 +15,20 @@
 //! anything is launched. What only the device can see, a NaN, is a status that the caller reads when
 //! it suits.
 
+mod contrast;
 mod device;
 mod queue;
 mod rank;
 mod status;
 mod workspace;
 
+pub use contrast::Precision;
 pub use device::Device;
 pub use queue::{Queue, Rows};
-pub use rank::{Ranked, rank_logits};
+pub use rank::{Ranked, rank, rank_logits};
+pub use workspace::Workspace;
 
-use params::{EnqueueParams, RankParams, RingState, StatusWords};
+use params::{CheckParams, EnqueueParams, LogitsParams, RankParams, RingState, StatusWords};
 
 /// The structs and constants of `kernels/params.h`, as bindgen reads them.
 #[allow(
@@ -51,4 +55,11 @@ macro_rules! passed_to_kernels {
         unsafe impl cudarc::driver::DeviceRepr for $name {}
     )*};
 }
-passed_to_kernels!(EnqueueParams, RankParams, RingState, StatusWords);
+passed_to_kernels!(
+    CheckParams,
+    EnqueueParams,
+    LogitsParams,
+    RankParams,
+    RingState,
+    StatusWords,
+);

@@ -2,10 +2,12 @@
 
 use cudarc::driver::{CudaView, DevicePtr};
 
+use super::contrast::{self, Precision};
 use super::device::{Device, Launch, Memory, expect_disjoint, pointer_or_null};
-use super::params::{RANK_CANDIDATES, RANK_THREADS, RankParams};
+use super::params::{RANK_CANDIDATES, RANK_THREADS, RankParams, StatusWords};
+use super::queue::Queue;
 use super::status::Status;
-use super::workspace::Buffer;
+use super::workspace::{Buffer, Workspace};
 use crate::error::{Error, Result, elements, expect_length, whole_rows};
 
 /// The hardest of B queries, in device memory.
@@ -85,6 +87,79 @@ pub(super) struct Mask<'a> {
     pub queue: &'a Memory<'a, u32>,
 }
 
+/// The N = `hardest` queue rows with the largest logits q·n for each of the queries, [B, d], ties
+/// to the lower index (−0 equals +0), listed by ascending index (method: Loss, 1).
+///
+/// With `oracle_labels`, the label of each query, queue rows of the same label are left out; a list
+/// is then shorter than N where fewer rows remain. A query that is not finite, or whose logits are
+/// not, is what [`Ranked::check`] reports.
+///
+/// # Errors
+/// [`Error::HardestBeyondQueue`] for N > K, [`Error::Zero`] for N = 0 or no queries,
+/// [`Error::Ragged`] for queries that are no whole rows, [`Error::Length`] for labels that are not
+/// one a query, [`Error::MissingLabels`] for an oracle without queue labels,
+/// [`Error::OtherContext`], [`Error::Overlap`], [`Error::OutOfMemory`], [`Error::Driver`].
+#[allow(clippy::too_many_arguments, reason = "each is another thing")]
+pub fn rank(
+    device: &Device,
+    queries: &dyn DevicePtr<f32>,
+    queue: &Queue,
+    hardest: usize,
+    oracle_labels: Option<&dyn DevicePtr<u32>>,
+    precision: Precision,
+    workspace: &mut Workspace,
+    ranked: &mut Ranked,
+) -> Result<()> {
+    let (capacity, dim) = (queue.capacity(), queue.dim());
+    let rows = whole_rows("queries", queries.len(), dim)?;
+    check_hardest(hardest, capacity)?;
+    let labels = match (oracle_labels, queue.labels()) {
+        (None, _) => None,
+        (Some(_), None) => return Err(Error::MissingLabels { argument: "queue" }),
+        (Some(queries), Some(queue)) => {
+            expect_length("query labels", queries.len(), rows, "rows")?;
+            Some([
+                device.read("query labels", queries)?,
+                device.read("queue labels", queue)?,
+            ])
+        }
+    };
+    let mask = labels
+        .as_ref()
+        .map(|[queries, queue]| Mask { queries, queue });
+    let queries = device.read("queries", queries)?;
+    let stored = queue.rows().read(device)?;
+    let part = contrast::rows_at_once(capacity).min(rows);
+    let logits = workspace.logits.reserve(device, part, capacity)?;
+    let mut out = Selection::new(device, rows, capacity, hardest, ranked)?;
+    let mut inputs = vec![queries.bytes(), stored.bytes()];
+    inputs.extend(labels.iter().flatten().map(Memory::bytes));
+    out.expect_apart(&inputs)?;
+    expect_disjoint(&[logits.bytes()], &inputs)?;
+
+    // SAFETY: there are `rows · dim` queries, and the status is the selection's.
+    unsafe { contrast::check_rows(device, &queries, rows, dim, out.seen_in_queries())? };
+    for start in (0..rows).step_by(part) {
+        let rows = start..rows.min(start + part);
+        let product = contrast::Product {
+            queries: queries.pointer().wrapping_add(start * dim),
+            rows: rows.len(),
+            queue: &stored,
+            dtype: queue.rows().dtype(),
+            capacity,
+            dim,
+            precision,
+        };
+        // SAFETY: the rows are the queries', the queue is whole, the workspace has room for this
+        // part, and the stream runs a part's selection before the next part's product.
+        unsafe {
+            product.logits(device, logits.pointer())?;
+            out.select(logits.pointer(), rows, mask.as_ref(), false)?;
+        }
+    }
+    Ok(())
+}
+
 /// The `hardest` largest of each row of logits, [B, K], row-major, K = `capacity`, ties to the lower
 /// index (−0 equals +0), listed by ascending index.
 ///
@@ -143,7 +218,7 @@ pub(super) struct Selection<'a> {
     indices: Memory<'a, u32>,
     logits: Memory<'a, f32>,
     counts: Memory<'a, u32>,
-    pub status: Memory<'a, super::params::StatusWords>,
+    status: Memory<'a, StatusWords>,
 }
 
 impl<'a> Selection<'a> {
@@ -177,6 +252,15 @@ impl<'a> Selection<'a> {
         };
         ranked.rows = rows;
         Ok(selection)
+    }
+
+    /// The status word of the queries.
+    pub fn seen_in_queries(&self) -> *mut u32 {
+        let offset = std::mem::offset_of!(StatusWords, queries);
+        self.status
+            .pointer()
+            .cast::<u32>()
+            .wrapping_byte_add(offset)
     }
 
     /// Refuses inputs that lie in the outputs.

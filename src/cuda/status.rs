@@ -2,7 +2,7 @@
 
 use cudarc::driver::CudaSlice;
 
-use super::device::{Device, Memory, driver};
+use super::device::{Device, Memory};
 use super::params::{NO_ROW_INDEX, StatusWords};
 use crate::error::{Error, Result};
 

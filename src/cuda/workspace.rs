@@ -39,3 +39,23 @@ impl<T: DeviceRepr> Buffer<T> {
         self.slice.slice(..len.min(self.slice.len()))
     }
 }
+
+/// Memory for what lies between two kernels. It grows to the largest shape it has served; one is
+/// enough for everything that is put on one stream.
+#[derive(Debug)]
+pub struct Workspace {
+    /// Logits of some of the queries, over the whole queue.
+    pub(super) logits: Buffer<f32>,
+}
+
+impl Workspace {
+    /// Nothing yet.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`], [`crate::Error::Driver`].
+    pub fn new(device: &Device) -> Result<Self> {
+        Ok(Self {
+            logits: Buffer::new(device, "logits", 0, 0)?,
+        })
+    }
+}

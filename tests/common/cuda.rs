@@ -40,7 +40,7 @@ impl super::Backend for Cuda {
     }
 
     fn arithmetic(&self) -> super::Arithmetic {
-        super::Arithmetic::F32
+        super::Arithmetic::TENSOR
     }
 
     fn is_slow(&self) -> bool {
@@ -53,12 +53,29 @@ impl super::Backend for Cuda {
 
     fn rank(
         &self,
-        _queries: &[f32],
-        _queue: &Queue,
-        _hardest: usize,
-        _oracle_labels: Option<&[u32]>,
+        queries: &[f32],
+        queue: &Queue,
+        hardest: usize,
+        oracle_labels: Option<&[u32]>,
     ) -> Result<cpu::Ranked> {
-        unimplemented!()
+        let device = device();
+        let queue = cuda::Queue::from_host(device, queue)?;
+        let there = device.upload("queries", queries)?;
+        let labels = oracle_labels
+            .map(|labels| device.upload("labels", labels))
+            .transpose()?;
+        let mut ranked = cuda::Ranked::new(device, 0, 0)?;
+        cuda::rank(
+            device,
+            &there.slice(..queries.len()),
+            &queue,
+            hardest,
+            labels.as_ref().map(|labels| labels as _),
+            cuda::Precision::Exact,
+            &mut cuda::Workspace::new(device)?,
+            &mut ranked,
+        )?;
+        to_host(&ranked)
     }
 
     fn rank_logits(&self, logits: &[f32], capacity: usize, hardest: usize) -> Result<cpu::Ranked> {

@@ -12,6 +12,10 @@ use super::reference::{Problem, Row, Synthetic, norm};
 pub struct Arithmetic {
     /// 2⁻²⁴ where sums round to nearest, 2⁻²³ where they truncate.
     pub unit_roundoff: f64,
+    /// How many sums a product of two numbers takes.
+    pub sums: usize,
+    /// Roundoffs of a product beside those of its sums.
+    pub product: usize,
     /// Relative error of an exponential and of the softmax's sum together.
     pub softmax: f64,
     /// Exponentials below this share of the largest term may count as zero.
@@ -22,14 +26,24 @@ impl Arithmetic {
     /// f32 with rounding to nearest.
     pub const F32: Self = Self {
         unit_roundoff: 1.0 / (1u32 << 24) as f64,
+        sums: 1,
+        product: 0,
         // The method's own figure for the loss.
         softmax: 1.0 / (1u32 << 20) as f64,
         flushed: f32::MIN_POSITIVE as f64,
     };
 
-    /// γ_n.
+    /// f32 products of three in TF32 each, off by 3·2⁻²² = 6·2⁻²³, in sums that truncate.
+    pub const TENSOR: Self = Self {
+        unit_roundoff: 1.0 / (1u32 << 23) as f64,
+        sums: 3,
+        product: 6,
+        ..Self::F32
+    };
+
+    /// γ_n, of the roundings that a sum of n products takes.
     pub fn gamma(&self, n: usize) -> f64 {
-        let nu = n as f64 * self.unit_roundoff;
+        let nu = (n * self.sums + self.product) as f64 * self.unit_roundoff;
         assert!(nu < 0.5, "the bound says nothing about {n} terms");
         nu / (1.0 - nu)
     }

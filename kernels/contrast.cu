@@ -1,0 +1,236 @@
+// contrast: the logits of queries and queue, tile by tile on the tensor cores.
+//
+// A block makes a tile of M queries by LOGITS_ROWS queue rows, a stage of LOGITS_DEPTH dimensions
+// after the other; a ring of stages in shared memory is refilled while earlier ones are multiplied.
+// A logit's sum runs over its dimensions in one order, whatever the tile: its bits depend on its
+// query, its queue row and the precision, and on nothing else.
+#include "device/copy.cuh"
+#include "device/element.cuh"
+#include "device/mma.cuh"
+#include "device/reduce.cuh"
+#include "params.h"
+
+namespace {
+
+constexpr uint32_t WARPS = LOGITS_THREADS / WARP;
+
+// Rows of a stage lie in chunks of 16 bytes, exchanged so that the accesses of a warp that read the
+// same chunk of neighbouring rows fall on different banks.
+template <class T>
+struct Queries {
+  static constexpr uint32_t row_bytes = LOGITS_DEPTH * sizeof(float);
+  __device__ static uint32_t offset(uint32_t row, uint32_t chunk) {
+    // ldmatrix takes one chunk of eight rows, 8-byte loads two chunks of four rows.
+    const uint32_t exchange = sizeof(T) == 4 ? row & 7 : (row & 3) * 2;
+    return row * row_bytes + (chunk ^ exchange) * 16;
+  }
+};
+
+template <class T>
+struct Rows {
+  static constexpr uint32_t row_bytes = LOGITS_DEPTH * sizeof(T);
+  __device__ static uint32_t offset(uint32_t row, uint32_t chunk) {
+    const uint32_t exchange = sizeof(T) == 4 ? row & 7 : row >> 1 & 3;
+    return row * row_bytes + (chunk ^ exchange) * 16;
+  }
+};
+
+// Copies dimensions `from` on of `ROWS` rows of [count, dim] into a stage, zeros past either end.
+template <class Layout, uint32_t ROWS, class E>
+__device__ void fill(unsigned char* stage, const E* data, uint32_t first, uint32_t count,
+                     uint32_t from, uint32_t dim, bool aligned) {
+  constexpr uint32_t PER_CHUNK = 16 / sizeof(E), CHUNKS = LOGITS_DEPTH / PER_CHUNK;
+  if (aligned) {
+    for (uint32_t i = threadIdx.x; i < ROWS * CHUNKS; i += LOGITS_THREADS) {
+      const uint32_t row = i / CHUNKS, chunk = i % CHUNKS, at = from + chunk * PER_CHUNK;
+      const bool inside = first + row < count && at < dim;
+      const E* source = inside ? data + uint64_t(first + row) * dim + at : data;
+      copy16(shared_address(stage) + Layout::offset(row, chunk), source, inside ? 16 : 0);
+    }
+  } else {
+    for (uint32_t i = threadIdx.x; i < ROWS * LOGITS_DEPTH; i += LOGITS_THREADS) {
+      const uint32_t row = i / LOGITS_DEPTH, column = i % LOGITS_DEPTH;
+      const bool inside = first + row < count && from + column < dim;
+      const E x = inside ? data[uint64_t(first + row) * dim + from + column] : from_float<E>(0.0f);
+      unsigned char* to = stage + Layout::offset(row, column / PER_CHUNK);
+      reinterpret_cast<E*>(to)[column % PER_CHUNK] = x;
+    }
+  }
+}
+
+// Eight dimensions of 16 queries as an operand, dimension 8·step on. The order of the dimensions
+// within the eight is that of `load_rows`.
+template <class T>
+__device__ void load_queries(float (&a)[4], const unsigned char* stage, uint32_t row, uint32_t step) {
+  const uint32_t lane = threadIdx.x % WARP;
+  if constexpr (sizeof(T) == 4) {
+    uint32_t bits[4];
+    const uint32_t own = row + lane % 16, chunk = step * 2 + lane / 16;
+    load_matrices(bits, shared_address(stage) + Queries<T>::offset(own, chunk));
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) a[i] = __uint_as_float(bits[i]);
+  } else {
+    const uint32_t group = lane / 4, quad = lane % 4;
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half) {
+      const uint32_t at = Queries<T>::offset(row + group + half * 8, step * 2 + quad / 2);
+      const float2 both = *reinterpret_cast<const float2*>(stage + at + quad % 2 * 8);
+      a[half] = both.x;
+      a[half + 2] = both.y;
+    }
+  }
+}
+
+__device__ inline void widen(float (&b)[2], uint32_t bits, f16) {
+  const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&bits));
+  b[0] = both.x, b[1] = both.y;
+}
+
+__device__ inline void widen(float (&b)[2], uint32_t bits, bf16) {
+  b[0] = __uint_as_float(bits << 16), b[1] = __uint_as_float(bits & 0xffff0000u);
+}
+
+// The same dimensions of two times eight queue rows.
+template <class T>
+__device__ void load_rows(float (&b)[2][2], const unsigned char* stage, uint32_t row, uint32_t step) {
+  const uint32_t lane = threadIdx.x % WARP;
+  if constexpr (sizeof(T) == 4) {
+    uint32_t bits[4];
+    const uint32_t own = row + lane / 16 * 8 + lane % 8, chunk = step * 2 + lane / 8 % 2;
+    load_matrices(bits, shared_address(stage) + Rows<T>::offset(own, chunk));
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) b[i / 2][i % 2] = __uint_as_float(bits[i]);
+  } else {
+    uint32_t bits[2];
+    load_matrices(bits, shared_address(stage) + Rows<T>::offset(row + lane % 16, step));
+    widen(b[0], bits[0], T());
+    widen(b[1], bits[1], T());
+  }
+}
+
+// An element of a queue row: those of 16 bits are TF32 numbers.
+template <class T>
+__device__ Split split_row(float x) {
+  if constexpr (sizeof(T) == 4) return split(x);
+  return {__float_as_uint(x), 0};
+}
+
+// With EXACT, f32 products; else both operands are rounded to TF32.
+template <class T, bool EXACT, uint32_t M_WARPS>
+__device__ __forceinline__ void logits(const LogitsParams& p) {
+  constexpr uint32_t M = 32 * M_WARPS, N_WARPS = WARPS / M_WARPS, OWN = LOGITS_ROWS / N_WARPS;
+  constexpr uint32_t PAIRS = OWN / 16, QUERY_BYTES = M * Queries<T>::row_bytes;
+  constexpr uint32_t STAGE_BYTES = QUERY_BYTES + LOGITS_ROWS * Rows<T>::row_bytes;
+  extern __shared__ __align__(128) unsigned char ring[];
+  const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  const uint32_t first_query = blockIdx.x % p.query_tiles * M;
+  const uint32_t first_row = blockIdx.x / p.query_tiles * LOGITS_ROWS;
+  const uint32_t own_query = warp / N_WARPS * 32, own_row = warp % N_WARPS * OWN;
+  const uint32_t stages = (p.dim + LOGITS_DEPTH - 1) / LOGITS_DEPTH;
+
+  auto refill = [&](uint32_t stage) {
+    if (stage < stages) {
+      unsigned char* to = ring + stage % LOGITS_STAGES * STAGE_BYTES;
+      const uint32_t from = stage * LOGITS_DEPTH;
+      fill<Queries<T>, M>(to, p.queries, first_query, p.rows, from, p.dim, p.queries_aligned);
+      fill<Rows<T>, LOGITS_ROWS>(to + QUERY_BYTES, static_cast<const T*>(p.queue), first_row,
+                                 p.capacity, from, p.dim, p.queue_aligned);
+    }
+    copy_commit();
+  };
+
+  float sums[2][PAIRS * 2][4] = {};
+  for (uint32_t stage = 0; stage + 1 < LOGITS_STAGES; ++stage) refill(stage);
+  for (uint32_t stage = 0; stage < stages; ++stage) {
+    copy_wait<LOGITS_STAGES - 2>();
+    // Every thread's copies of this stage have arrived, and no thread reads the one before.
+    __syncthreads();
+    refill(stage + LOGITS_STAGES - 1);
+    const unsigned char* queries = ring + stage % LOGITS_STAGES * STAGE_BYTES;
+    const unsigned char* rows = queries + QUERY_BYTES;
+#pragma unroll 1
+    for (uint32_t step = 0; step < LOGITS_DEPTH / 8; ++step) {
+      uint32_t a_high[2][4], a_low[2][4];
+#pragma unroll
+      for (uint32_t m = 0; m < 2; ++m) {
+        float a[4];
+        load_queries<T>(a, queries, own_query + m * 16, step);
+#pragma unroll
+        for (uint32_t i = 0; i < 4; ++i) {
+          const Split parts = split(a[i]);
+          a_high[m][i] = parts.high, a_low[m][i] = parts.low;
+        }
+      }
+#pragma unroll
+      for (uint32_t pair = 0; pair < PAIRS; ++pair) {
+        float b[2][2];
+        load_rows<T>(b, rows, own_row + pair * 16, step);
+#pragma unroll
+        for (uint32_t n = 0; n < 2; ++n) {
+          const Split b0 = split_row<T>(b[n][0]), b1 = split_row<T>(b[n][1]);
+          const uint32_t b_high[2] = {b0.high, b1.high}, b_low[2] = {b0.low, b1.low};
+#pragma unroll
+          for (uint32_t m = 0; m < 2; ++m) {
+            float(&sum)[4] = sums[m][pair * 2 + n];
+            // The small products first.
+            if (EXACT && sizeof(T) == 4) mma_tf32(sum, a_high[m], b_low);
+            if (EXACT) mma_tf32(sum, a_low[m], b_high);
+            mma_tf32(sum, a_high[m], b_high);
+          }
+        }
+      }
+    }
+  }
+
+  const bool pairs = p.capacity % 2 == 0 && reinterpret_cast<uintptr_t>(p.logits) % 8 == 0;
+#pragma unroll
+  for (uint32_t m = 0; m < 2; ++m) {
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half) {
+      const uint32_t query = first_query + own_query + m * 16 + half * 8 + lane / 4;
+      if (query >= p.rows) continue;
+      float* out = p.logits + uint64_t(query) * p.capacity;
+#pragma unroll
+      for (uint32_t n = 0; n < PAIRS * 2; ++n) {
+        const uint32_t row = first_row + own_row + n * 8 + lane % 4 * 2;
+        const float2 both = {sums[m][n][half * 2], sums[m][n][half * 2 + 1]};
+        if (pairs && row < p.capacity) {
+          *reinterpret_cast<float2*>(out + row) = both;
+        } else {
+          if (row < p.capacity) out[row] = both.x;
+          if (row + 1 < p.capacity) out[row + 1] = both.y;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+// Named by the queue's type, the precision, and the queries of a tile.
+#define LOGITS(T, precision, exact, m)                                      \
+  extern "C" __global__ void __launch_bounds__(LOGITS_THREADS, 2)           \
+      logits_##T##_##precision##_##m(const __grid_constant__ LogitsParams p) { \
+    logits<T, exact, m / 32>(p);                                            \
+  }
+#define OF_TYPE(T)               \
+  LOGITS(T, exact, true, 32)     \
+  LOGITS(T, exact, true, 128)    \
+  LOGITS(T, tensor, false, 32)   \
+  LOGITS(T, tensor, false, 128)
+
+using f32 = float;
+OF_TYPE(f32)
+OF_TYPE(f16)
+OF_TYPE(bf16)
+
+// Finds the first row with a NaN or an infinity.
+extern "C" __global__ void __launch_bounds__(CHECK_THREADS, 4)
+    check_rows(const __grid_constant__ CheckParams p) {
+  const uint32_t row = (blockIdx.x * CHECK_THREADS + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+  if (row >= p.rows) return;
+  const float* data = p.data + uint64_t(row) * p.dim;
+  bool finite = true;
+  for (uint32_t i = lane; i < p.dim; i += WARP) finite &= isfinite(data[i]);
+  if (!__all_sync(ALL_LANES, finite) && lane == 0) atomicMax(p.seen, NO_ROW_INDEX - row);
+}
