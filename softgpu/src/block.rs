@@ -52,7 +52,8 @@ pub(crate) struct Block {
     pub(crate) base: u32,
     /// Threads that have not exited.
     pub(crate) alive: u32,
-    pub(crate) barriers: [Barrier; 16],
+    /// Its barriers, up to the last that anybody used.
+    pub(crate) barriers: Vec<Barrier>,
 }
 
 impl Block {
@@ -67,7 +68,7 @@ impl Block {
             born: 0,
             base: 0,
             alive: 0,
-            barriers: Default::default(),
+            barriers: Vec::new(),
         }
     }
 
@@ -79,6 +80,14 @@ impl Block {
         self.base = now;
         self.alive = threads;
         self.shared.written.clear();
-        self.barriers = Default::default();
+        self.barriers.clear();
+    }
+
+    /// One of its barriers.
+    pub(crate) fn barrier(&mut self, id: usize) -> &mut Barrier {
+        if id >= self.barriers.len() {
+            self.barriers.resize_with(id + 1, Barrier::default);
+        }
+        &mut self.barriers[id]
     }
 }

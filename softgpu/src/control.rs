@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::{c_char, c_int};
 use std::io::Write;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use crate::check::{Check, Checks};
 use crate::counters::Counters;
@@ -25,7 +25,7 @@ static OPTIONS: LazyLock<Mutex<Options>> = LazyLock::new(|| Mutex::new(from_envi
 static LAST_REPORT: Mutex<String> = Mutex::new(String::new());
 
 thread_local! {
-    static LAUNCHES: RefCell<VecDeque<(String, Counters)>> = const { RefCell::new(VecDeque::new()) };
+    static LAUNCHES: RefCell<VecDeque<(Arc<str>, Counters)>> = const { RefCell::new(VecDeque::new()) };
 }
 
 /// `SOFTGPU_UNCHECKED`, `SOFTGPU_STEP_LIMIT` and `SOFTGPU_SCHEDULE`, for programs that nobody
@@ -99,12 +99,12 @@ pub(crate) fn report(fault: &Fault) {
 }
 
 /// Remembers what a launch of this thread did.
-pub(crate) fn count(kernel: &str, counters: &Counters) {
+pub(crate) fn count(kernel: &Arc<str>, counters: &Counters) {
     LAUNCHES.with_borrow_mut(|launches| {
         if launches.len() == REMEMBERED {
             launches.pop_front();
         }
-        launches.push_back((kernel.to_owned(), *counters));
+        launches.push_back((kernel.clone(), *counters));
     });
 }
 

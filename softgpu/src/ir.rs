@@ -4,6 +4,7 @@ pub(crate) mod asynchronous;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::fault::Fault;
 use crate::lower;
@@ -13,7 +14,7 @@ use crate::registers::{Action, Index, Registers};
 /// A module's PTX, decoded for execution, its data placed in device memory.
 #[derive(Debug)]
 pub struct Module {
-    pub(crate) kernels: HashMap<String, Kernel>,
+    pub(crate) kernels: HashMap<Arc<str>, Arc<Kernel>>,
     pub(crate) globals: HashMap<String, Global>,
 }
 
@@ -39,7 +40,7 @@ pub struct Parameter {
 #[derive(Debug)]
 pub struct Kernel {
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Its parameters, in order.
     pub parameters: Vec<Parameter>,
     /// Static shared memory, bytes.
@@ -84,7 +85,7 @@ impl Module {
 
     /// The kernel of that name.
     #[must_use]
-    pub fn kernel(&self, name: &str) -> Option<&Kernel> {
+    pub fn kernel(&self, name: &str) -> Option<&Arc<Kernel>> {
         self.kernels.get(name)
     }
 

@@ -6,8 +6,8 @@ use crate::copy::Engine;
 use crate::counters::Counters;
 use crate::execute::{Flags, Machine, Outcome};
 use crate::fault::{Fault, Kind};
-use crate::ir::{Kernel, Module, Ordering, Special, Width};
-use crate::memory::{Memory, Order};
+use crate::ir::{Kernel, Ordering, Special, Width};
+use crate::memory::{Memory, Order, What};
 use crate::warp::Warp;
 
 /// In which order blocks, and the warps of a block, run.
@@ -69,10 +69,8 @@ impl Default for Options {
 /// One kernel launch.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// The loaded module.
-    pub module: &'a Module,
-    /// The kernel's name in it.
-    pub kernel: &'a str,
+    /// The kernel, of a module that is loaded.
+    pub kernel: &'a Kernel,
     /// Blocks in x, y, z.
     pub grid: [u32; 3],
     /// Threads of a block in x, y, z.
@@ -82,8 +80,6 @@ pub struct Launch<'a> {
     pub cluster: [u32; 3],
     /// Dynamic shared memory, bytes.
     pub dynamic_shared: u32,
-    /// The most dynamic shared memory that the function's attribute allows, bytes.
-    pub dynamic_shared_limit: u32,
     /// The parameters, laid out as `Kernel::parameters` says.
     pub parameters: &'a [u8],
     /// Whether all blocks are resident together (a cooperative launch).
@@ -106,21 +102,16 @@ const MOST_RESIDENT: u64 = 132 * 32;
 /// # Errors
 /// The first fault that a check finds. Device memory keeps what was written before it.
 pub fn run(launch: &Launch, memory: &mut Memory, options: &Options) -> Result<Counters, Fault> {
-    let kernel = launch.module.kernel(launch.kernel).ok_or_else(|| {
-        Fault::new(
-            Kind::InvalidValue,
-            format!("the module has no kernel {}", launch.kernel),
-        )
-    })?;
+    let kernel = launch.kernel;
     let cluster = kernel.cluster.unwrap_or(launch.cluster);
     validate(launch, kernel, cluster)?;
-    let floor = memory.begin(launch.order, &format!("kernel {}", kernel.name));
+    let floor = memory.begin(launch.order, What::Kernel(kernel.name.clone()));
     let workspace = if launch.cooperative {
         Some(grid_workspace(memory)?)
     } else {
         None
     };
-    let mut runner = Runner::new(launch, kernel, memory, options, cluster, floor, workspace);
+    let mut runner = Runner::new(launch, memory, options, cluster, floor, workspace);
     let result = runner.run();
     let counters = runner.machine.counters;
     memory.advance();
@@ -173,6 +164,22 @@ fn validate(launch: &Launch, kernel: &Kernel, cluster: [u32; 3]) -> Result<(), F
     Ok(())
 }
 
+/// The coordinates of a warp's threads in its block, without a division for each of them.
+fn threads(warp: u32, block: [u32; 3], axis: usize) -> [u32; 32] {
+    let mut at = Machine::unravel(warp * 32, block);
+    std::array::from_fn(|_| {
+        let own = at[axis];
+        at[0] += 1;
+        for axis in 0..2 {
+            if at[axis] == block[axis] {
+                at[axis] = 0;
+                at[axis + 1] += 1;
+            }
+        }
+        own
+    })
+}
+
 /// The words that cooperative groups' grid barrier counts in.
 fn grid_workspace(memory: &mut Memory) -> Result<u64, Fault> {
     let address = memory.allocate(64)?;
@@ -202,13 +209,13 @@ struct Runner<'a> {
 impl<'a> Runner<'a> {
     fn new(
         launch: &'a Launch,
-        kernel: &'a Kernel,
         memory: &'a mut Memory,
         options: &'a Options,
         cluster: [u32; 3],
         floor: u32,
         workspace: Option<u64>,
     ) -> Self {
+        let kernel = launch.kernel;
         let blocks = launch.grid.iter().product::<u32>();
         let threads = launch.block.iter().product::<u32>();
         let in_cluster = cluster.iter().product::<u32>();
@@ -289,6 +296,10 @@ impl<'a> Runner<'a> {
             }
         }
         let inside: u32 = self.cluster.iter().product();
+        if inside == 1 {
+            self.machine.sequence = order;
+            return;
+        }
         for number in order {
             let corner = Machine::unravel(number, shape);
             for rank in 0..inside {
@@ -319,14 +330,14 @@ impl<'a> Runner<'a> {
                 _ => registers.narrow[*index as usize] = [value as u32; 32],
             }
         }
-        for _ in 0..self.machine.blocks.len() {
-            for index in 0..self.machine.warps {
-                let mut warp = Warp::new(registers.clone(), kernel.local, index);
-                for (special, register) in &kernel.code.specials {
-                    self.set_fixed(&mut warp, *special, *register, launch, workspace);
-                }
-                self.warps.push(warp);
+        let warps = self.machine.blocks.len() * self.machine.warps as usize;
+        for (number, registers) in std::iter::repeat_n(registers, warps).enumerate() {
+            let index = number as u32 % self.machine.warps;
+            let mut warp = Warp::new(registers, kernel.local, index);
+            for (special, register) in &kernel.code.specials {
+                self.set_fixed(&mut warp, *special, *register, launch, workspace);
             }
+            self.warps.push(warp);
         }
         self.done = vec![true; self.warps.len()];
     }
@@ -340,43 +351,51 @@ impl<'a> Runner<'a> {
         launch: &Launch,
         workspace: Option<u64>,
     ) {
-        let first = warp.index * 32;
-        let lane_mask = |ordering: Ordering, lane: u32| {
-            let own = 1_u32 << lane;
-            match ordering {
-                Ordering::Eq => own,
-                Ordering::Lt => own - 1,
-                Ordering::Le => own | (own - 1),
-                Ordering::Gt => !(own | (own - 1)),
-                Ordering::Ge => !(own - 1),
-            }
+        let lane_masks = |ordering: Ordering| {
+            std::array::from_fn(|lane| {
+                let own = 1_u32 << lane;
+                match ordering {
+                    Ordering::Eq => own,
+                    Ordering::Lt => own - 1,
+                    Ordering::Le => own | (own - 1),
+                    Ordering::Gt => !(own | (own - 1)),
+                    Ordering::Ge => !(own - 1),
+                }
+            })
         };
         let workspace = workspace.unwrap_or(0);
-        let row: [u32; 32] = std::array::from_fn(|lane| {
-            let lane = lane as u32;
-            match special {
-                Special::Thread(axis) => Machine::unravel(first + lane, launch.block)[axis],
-                Special::BlockSize(axis) => launch.block[axis],
-                Special::Grid(axis) => launch.grid[axis],
-                Special::Lane => lane,
-                Special::Warp => warp.index,
-                Special::Warps => self.machine.warps,
-                Special::LaneMask(ordering) => lane_mask(ordering, lane),
-                Special::Multiprocessors => 132,
-                Special::DynamicShared => launch.dynamic_shared,
-                Special::TotalShared => self.machine.kernel.static_shared + launch.dynamic_shared,
-                Special::Clusters(axis) => launch.grid[axis] / self.cluster[axis],
-                Special::BlocksInCluster(axis) => self.cluster[axis],
-                Special::ClusterBlocks => self.machine.blocks_in_cluster,
-                Special::Environment(1) => (workspace >> 32) as u32,
-                Special::Environment(2) => workspace as u32,
-                _ => 0,
+        let same = match special {
+            Special::GridId => {
+                warp.registers.wide[register as usize] = [1; 32];
+                return;
             }
-        });
-        match special {
-            Special::GridId => warp.registers.wide[register as usize] = [1; 32],
-            _ => warp.registers.narrow[register as usize] = row,
-        }
+            Special::Thread(axis) => {
+                warp.registers.narrow[register as usize] = threads(warp.index, launch.block, axis);
+                return;
+            }
+            Special::Lane => {
+                warp.registers.narrow[register as usize] = std::array::from_fn(|lane| lane as u32);
+                return;
+            }
+            Special::LaneMask(ordering) => {
+                warp.registers.narrow[register as usize] = lane_masks(ordering);
+                return;
+            }
+            Special::BlockSize(axis) => launch.block[axis],
+            Special::Grid(axis) => launch.grid[axis],
+            Special::Warp => warp.index,
+            Special::Warps => self.machine.warps,
+            Special::Multiprocessors => 132,
+            Special::DynamicShared => launch.dynamic_shared,
+            Special::TotalShared => self.machine.kernel.static_shared + launch.dynamic_shared,
+            Special::Clusters(axis) => launch.grid[axis] / self.cluster[axis],
+            Special::BlocksInCluster(axis) => self.cluster[axis],
+            Special::ClusterBlocks => self.machine.blocks_in_cluster,
+            Special::Environment(1) => (workspace >> 32) as u32,
+            Special::Environment(2) => workspace as u32,
+            _ => 0,
+        };
+        warp.registers.narrow[register as usize] = [same; 32];
     }
 
     fn run(&mut self) -> Result<(), Fault> {
@@ -441,19 +460,16 @@ impl<'a> Runner<'a> {
         let count = self.warps.len();
         let mut left = count;
         let mut idle = 0;
-        let mut order: Vec<usize> = (0..count).collect();
-        if self.options.schedule.blocks == Blocks::Reversed {
-            order.reverse();
-        }
         while left > 0 {
             let before = self.machine.progress;
-            for next in &order {
+            for turn in 0..count {
                 let (at, budget) = match self.options.schedule.blocks {
                     // After an idle round everybody has a turn, lest one is missed that can go on.
                     Blocks::Random if idle == 0 => {
                         (self.draw(count as u32) as usize, 1 + self.draw(64))
                     }
-                    _ => (*next, TURN),
+                    Blocks::Reversed => (count - 1 - turn, TURN),
+                    _ => (turn, TURN),
                 };
                 if self.done[at] {
                     continue;

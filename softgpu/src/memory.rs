@@ -1,6 +1,8 @@
 //! The device's global memory: allocations, their contents, and what is known about every byte.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 use crate::fault::{Fault, Kind, Site};
 use crate::shadow::{Cells, Mark, Written};
@@ -78,7 +80,24 @@ struct Operation {
     time: u64,
     /// The logical time at which it began.
     start: u32,
-    what: String,
+    what: What,
+}
+
+/// What an operation is, for reports.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    /// The kernel of that name.
+    Kernel(Arc<str>),
+    Host(&'static str),
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel(name) => write!(f, "kernel {name}"),
+            Self::Host(what) => f.write_str(what),
+        }
+    }
 }
 
 /// Global memory of one device.
@@ -280,7 +299,7 @@ impl Memory {
 
     /// Begins an operation: what it does is stamped later than everything before. Returns the last
     /// stamp up to which everything comes before it.
-    pub(crate) fn begin(&mut self, order: &Order, what: &str) -> u32 {
+    pub(crate) fn begin(&mut self, order: &Order, what: What) -> u32 {
         self.advance();
         let floor = self.floor(order);
         let stream = order.stream as usize;
@@ -292,7 +311,6 @@ impl Memory {
         if operations.len() >= 1024 {
             operations.drain(..512);
         }
-        let what = what.to_owned();
         operations.push(Operation {
             time: order.time(stream),
             start: self.now,
@@ -390,13 +408,13 @@ impl Memory {
         size: u64,
         write: bool,
         order: &Order,
-        what: &str,
+        what: &'static str,
     ) -> Result<()> {
         if size == 0 {
             return Ok(());
         }
         self.extent(address, size)?;
-        let floor = self.begin(order, what);
+        let floor = self.begin(order, What::Host(what));
         let index = self.find(address).expect("just found");
         let now = self.now;
         if floor < now - 1 {
@@ -426,7 +444,7 @@ impl Memory {
         write: bool,
         floor: u32,
         order: &Order,
-        what: &str,
+        what: &'static str,
     ) -> Result<()> {
         let Some(allocation) = self.allocations[index].as_ref() else {
             return Ok(());

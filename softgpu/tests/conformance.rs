@@ -42,13 +42,11 @@ fn answer(form: &Form, words: &[u32]) -> Result<Vec<u32>, Fault> {
         parameters.extend(map.encode());
     }
     let launch = Launch {
-        module: &module,
-        kernel: "form",
+        kernel: module.kernel("form").expect("it is in the text"),
         grid: [form.blocks, 1, 1],
         block: [form.threads, 1, 1],
         cluster: [1, 1, 1],
         dynamic_shared: 0,
-        dynamic_shared_limit: 0,
         parameters: &parameters,
         cooperative: false,
         order: &order(2),

@@ -104,6 +104,22 @@ impl<T: Copy> In<T> {
         Ok(unsafe { self.0.add(index).read_unaligned() })
     }
 
+    /// Fills `places` with the first elements; a null array is an invalid value.
+    pub fn read_to(&self, places: &mut [T]) -> CuResult {
+        if self.0.is_null() {
+            return Err(CuError::INVALID_VALUE);
+        }
+        let bytes = std::mem::size_of_val(places);
+        // SAFETY: not null, so by the ABI's contract it points to as many elements as the function
+        // at hand reads of it; `T: Copy`, and bytes need no alignment; `places` is our own.
+        unsafe {
+            self.0
+                .cast::<u8>()
+                .copy_to_nonoverlapping(places.as_mut_ptr().cast(), bytes);
+        }
+        Ok(())
+    }
+
     /// The first `len` elements; a null array is an invalid value unless it is empty.
     pub fn all(&self, len: usize) -> CuResult<Vec<T>> {
         (0..len).map(|index| self.at(index)).collect()

@@ -22,47 +22,40 @@ const ATTRIBUTES: std::ops::Range<c_int> = 0..16;
 /// A kernel of a module, with its attributes.
 #[derive(Debug)]
 pub struct Function {
-    module: Arc<Module>,
-    name: String,
+    /// Its data must stay in place while the function can be launched.
+    _module: Arc<Module>,
+    kernel: Arc<Kernel>,
     c_name: CString,
     set: Mutex<HashMap<c_int, c_int>>,
 }
 
 impl Function {
-    /// The kernel `name` of a module that has it.
-    pub fn new(module: Arc<Module>, name: String) -> Function {
-        let c_name = CString::new(name.as_str()).unwrap_or_default();
+    /// A kernel of the module.
+    pub fn new(module: Arc<Module>, kernel: Arc<Kernel>) -> Function {
+        let c_name = CString::new(&*kernel.name).unwrap_or_default();
         Function {
-            module,
-            name,
+            _module: module,
+            kernel,
             c_name,
             set: Mutex::default(),
         }
     }
 
-    /// The module.
-    pub fn module(&self) -> &Module {
-        &self.module
-    }
-
     /// The kernel, decoded.
-    pub fn kernel(&self) -> CuResult<&Kernel> {
-        self.module
-            .ir()
-            .kernel(&self.name)
-            .ok_or(CuError::INVALID_HANDLE)
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.kernel.name
     }
 
     /// The most dynamic shared memory that its attribute allows, bytes.
-    pub fn max_dynamic_shared(&self) -> CuResult<u32> {
-        let unset = SHARED_PER_BLOCK.saturating_sub(self.kernel()?.static_shared);
+    pub fn max_dynamic_shared(&self) -> u32 {
+        let unset = SHARED_PER_BLOCK.saturating_sub(self.kernel.static_shared);
         let set = lock(&self.set).get(&MAX_DYNAMIC_SHARED).copied();
-        Ok(set.and_then(|set| u32::try_from(set).ok()).unwrap_or(unset))
+        set.and_then(|set| u32::try_from(set).ok()).unwrap_or(unset)
     }
 
     /// The most blocks of a cluster: 8, or 16 where its attribute says that it need not be
@@ -76,24 +69,22 @@ impl Function {
     }
 
     /// The cluster that the kernel's code or attributes ask for.
-    pub fn required_cluster(&self) -> CuResult<Option<[u32; 3]>> {
-        let kernel = self.kernel()?;
+    pub fn required_cluster(&self) -> Option<[u32; 3]> {
         let set = [11, 12, 13].map(|attribute| self.set_to(attribute));
-        Ok(kernel.cluster.or_else(|| {
+        self.kernel.cluster.or_else(|| {
             let [Some(x), Some(y), Some(z)] = set else {
                 return None;
             };
             let dims = [x, y, z].map(|dim| u32::try_from(dim).unwrap_or(1).max(1));
             (dims != [1, 1, 1]).then_some(dims)
-        }))
+        })
     }
 
     /// The most threads of a block.
-    pub fn max_threads(&self) -> CuResult<u32> {
-        let kernel = self.kernel()?;
-        let bound = kernel.required_threads.or(kernel.max_threads);
+    pub fn max_threads(&self) -> u32 {
+        let bound = self.kernel.required_threads.or(self.kernel.max_threads);
         let bound = bound.map(|dims| dims.into_iter().fold(1, u32::saturating_mul));
-        Ok(bound.unwrap_or(THREADS_PER_BLOCK).min(THREADS_PER_BLOCK))
+        bound.unwrap_or(THREADS_PER_BLOCK).min(THREADS_PER_BLOCK)
     }
 
     fn set_to(&self, attribute: c_int) -> Option<c_int> {
@@ -101,17 +92,17 @@ impl Function {
     }
 
     fn attribute(&self, attribute: c_int) -> CuResult<c_int> {
-        let kernel = self.kernel()?;
+        let kernel = &self.kernel;
         let value = match attribute {
-            0 => self.max_threads()?,
+            0 => self.max_threads(),
             1 => kernel.static_shared,
             3 => kernel.local,
             5 | 6 => driver().arch.number(),
-            MAX_DYNAMIC_SHARED => self.max_dynamic_shared()?,
+            MAX_DYNAMIC_SHARED => self.max_dynamic_shared(),
             9 => return Ok(self.set_to(9).unwrap_or(-1)), // carveout: the driver's choice
             10 => u32::from(kernel.cluster.is_some()),
             11..=13 => self
-                .required_cluster()?
+                .required_cluster()
                 .map_or(0, |dims| dims[attribute as usize - 11]),
             // Constant memory, registers (known to ptxas alone), cache mode.
             2 | 4 | 7 => 0,
@@ -125,13 +116,13 @@ impl Function {
         if attribute == MAX_DYNAMIC_SHARED {
             let room = limits()
                 .shared_per_block_optin
-                .saturating_sub(self.kernel()?.static_shared);
+                .saturating_sub(self.kernel.static_shared);
             if !u32::try_from(value).is_ok_and(|value| value <= room) {
                 complain(
                     "cuFuncSetAttribute",
                     &format!(
                         "{value} bytes of dynamic shared memory for {}, where 0 to {room} are possible",
-                        self.name
+                        self.kernel.name
                     ),
                 );
                 return Err(CuError::INVALID_VALUE);
@@ -174,7 +165,7 @@ entry! {
     fn cuFuncGetParamInfo(function: Handle, index: usize, offset: Out<usize>, size: Out<usize>) {
         context::current()?;
         let function = driver().functions.get(function)?;
-        let parameter = function.kernel()?.parameters.get(index).ok_or(CuError::INVALID_VALUE)?;
+        let parameter = function.kernel().parameters.get(index).ok_or(CuError::INVALID_VALUE)?;
         offset.put(parameter.offset as usize)?;
         size.put_if_wanted(parameter.size as usize);
         Ok(())

@@ -56,18 +56,13 @@ impl Launch {
     /// Runs the kernel to its end; returns the modelled time.
     pub fn run(&self, order: &Order) -> Result<u64, Fault> {
         let function = &self.function;
-        let cluster = self
-            .shape
-            .cluster
-            .or(function.required_cluster().ok().flatten());
+        let cluster = self.shape.cluster.or(function.required_cluster());
         let launch = launch::Launch {
-            module: function.module().ir(),
-            kernel: function.name(),
+            kernel: function.kernel(),
             grid: self.shape.grid,
             block: self.shape.block,
             cluster: cluster.unwrap_or([1, 1, 1]),
             dynamic_shared: self.shape.dynamic_shared,
-            dynamic_shared_limit: function.max_dynamic_shared().unwrap_or(0),
             parameters: &self.parameters,
             cooperative: self.shape.cooperative,
             order,
@@ -78,7 +73,7 @@ impl Launch {
             .visible_during(&mut memory, order, |memory| {
                 launch::run(&launch, memory, &control::options())
             })?;
-        control::count(function.name(), &counters);
+        control::count(&function.kernel().name, &counters);
         Ok(LATENCY + counters.instructions)
     }
 }
@@ -87,8 +82,7 @@ impl Shape {
     /// The first limit that this launch of `function` exceeds, with the code for it.
     fn check(&self, function: &Function) -> Result<(), (CuError, String)> {
         let invalid = |sentence: String| Err((CuError::INVALID_VALUE, sentence));
-        let code = |error| (error, String::new());
-        let kernel = function.kernel().map_err(code)?;
+        let kernel = function.kernel();
         let (grid, block) = (self.grid, self.block);
         if volume(grid) == 0 || grid[0] > 0x7FFF_FFFF || grid[1] > 65535 || grid[2] > 65535 {
             return invalid(format!(
@@ -114,14 +108,14 @@ impl Shape {
                 kernel.required_threads.unwrap_or_default()
             ));
         }
-        let most = function.max_threads().map_err(code)?;
+        let most = function.max_threads();
         if volume(block) > u64::from(most) {
             return invalid(format!(
                 "blocks of {} threads for a kernel compiled for at most {most}",
                 volume(block)
             ));
         }
-        let allowed = function.max_dynamic_shared().map_err(code)?;
+        let allowed = function.max_dynamic_shared();
         if self.dynamic_shared > allowed {
             return invalid(format!(
                 "{} bytes of dynamic shared memory, of which its attribute allows {allowed} ({} in all by default)",
@@ -138,8 +132,7 @@ impl Shape {
         self.check_cluster(function)?;
         if self.cooperative {
             let a_multiprocessor =
-                resident_blocks(function, volume(block) as u32, self.dynamic_shared)
-                    .map_err(code)?;
+                resident_blocks(function, volume(block) as u32, self.dynamic_shared);
             let resident = u64::from(a_multiprocessor) * u64::from(limits().multiprocessors);
             if volume(grid) > resident {
                 return Err((
@@ -156,9 +149,7 @@ impl Shape {
 
     fn check_cluster(&self, function: &Function) -> Result<(), (CuError, String)> {
         let invalid = |sentence: String| Err((CuError::INVALID_CLUSTER_SIZE, sentence));
-        let required = function
-            .required_cluster()
-            .map_err(|error| (error, String::new()))?;
+        let required = function.required_cluster();
         let Some(cluster) = self.cluster.or(required) else {
             return Ok(());
         };
@@ -200,7 +191,7 @@ const EXTRA_BUFFER_SIZE: usize = 2;
 impl Arguments {
     /// The parameter buffer of `function`.
     fn gather(&self, function: &Function) -> CuResult<Vec<u8>> {
-        let kernel = function.kernel()?;
+        let kernel = function.kernel();
         let mut buffer = vec![0; kernel.parameter_bytes() as usize];
         let refuse = |sentence: &str| {
             complain(
@@ -237,8 +228,7 @@ impl Arguments {
                 return refuse(&format!("argument {index} is a null pointer"));
             }
             let at = parameter.offset as usize;
-            let bytes = argument.all(parameter.size as usize)?;
-            buffer[at..at + bytes.len()].copy_from_slice(&bytes);
+            argument.read_to(&mut buffer[at..at + parameter.size as usize])?;
         }
         Ok(buffer)
     }

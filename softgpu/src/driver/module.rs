@@ -28,13 +28,6 @@ pub struct Module {
     functions: Mutex<HashMap<String, Handle>>,
 }
 
-impl Module {
-    /// The decoded PTX.
-    pub fn ir(&self) -> &ir::Module {
-        &self.ir
-    }
-}
-
 /// Loads an image; on failure the sentence that says why.
 fn load(image: &[u8]) -> Result<Handle, (CuError, String)> {
     let ptx = image::ptx(image, driver().arch).map_err(|error| {
@@ -138,16 +131,14 @@ fn function(module: Handle, name: &Name) -> CuResult<Handle> {
     context::current()?;
     let module = driver().modules.get(module)?;
     let name = name.read()?;
-    if module.ir.kernel(&name).is_none() {
-        return Err(CuError::NOT_FOUND);
-    }
+    let kernel = module.ir.kernel(&name).ok_or(CuError::NOT_FOUND)?;
     let mut functions = lock(&module.functions);
     if let Some(handle) = functions.get(&name) {
         return Ok(*handle);
     }
     let handle = driver()
         .functions
-        .add(Function::new(Arc::clone(&module), name.clone()));
+        .add(Function::new(Arc::clone(&module), Arc::clone(kernel)));
     functions.insert(name, handle);
     Ok(handle)
 }

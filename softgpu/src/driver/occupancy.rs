@@ -18,18 +18,18 @@ use super::{Handle, driver};
 const WARP: u32 = 32;
 
 /// Blocks of a kernel that a multiprocessor holds at once.
-pub fn resident_blocks(function: &Function, threads: u32, dynamic_shared: u32) -> CuResult<u32> {
-    if threads == 0 || threads > function.max_threads()? {
-        return Ok(0);
+pub fn resident_blocks(function: &Function, threads: u32, dynamic_shared: u32) -> u32 {
+    if threads == 0 || threads > function.max_threads() {
+        return 0;
     }
     let by_threads = THREADS_PER_MULTIPROCESSOR / threads.next_multiple_of(WARP);
     let shared = function
-        .kernel()?
+        .kernel()
         .static_shared
         .saturating_add(dynamic_shared)
         .saturating_add(SHARED_RESERVED);
     let by_shared = limits().shared_per_multiprocessor / shared;
-    Ok(by_threads.min(by_shared).min(BLOCKS_PER_MULTIPROCESSOR))
+    by_threads.min(by_shared).min(BLOCKS_PER_MULTIPROCESSOR)
 }
 
 fn function(handle: Handle) -> CuResult<std::sync::Arc<Function>> {
@@ -47,7 +47,7 @@ fn positive(value: c_int) -> CuResult<u32> {
 fn active_blocks(out: &Out<c_int>, handle: Handle, threads: c_int, shared: usize) -> CuResult {
     let function = function(handle)?;
     let shared = u32::try_from(shared).map_err(|_| CuError::INVALID_VALUE)?;
-    out.put(resident_blocks(&function, positive(threads)?, shared)? as c_int)
+    out.put(resident_blocks(&function, positive(threads)?, shared) as c_int)
 }
 
 /// How `cuOccupancyMaxPotentialBlockSize` learns the shared memory of a block size.
@@ -62,7 +62,7 @@ fn best_block(
     limit: c_int,
 ) -> CuResult {
     let function = function(handle)?;
-    let most = function.max_threads()?;
+    let most = function.max_threads();
     let limit = if limit == 0 {
         most
     } else {
@@ -79,7 +79,7 @@ fn best_block(
             None => shared,
         };
         let shared = u32::try_from(shared).map_err(|_| CuError::INVALID_VALUE)?;
-        let blocks = resident_blocks(&function, threads, shared)?;
+        let blocks = resident_blocks(&function, threads, shared);
         if blocks * threads > best.0 {
             best = (blocks * threads, threads, blocks);
         }
@@ -97,14 +97,14 @@ fn active_clusters(out: &Out<c_int>, handle: Handle, config: &In<Config>) -> CuR
     let shape = config.read()?.shape()?;
     let cluster = match shape.cluster {
         Some(cluster) => cluster,
-        None => function.required_cluster()?.unwrap_or([1, 1, 1]),
+        None => function.required_cluster().unwrap_or([1, 1, 1]),
     };
     let blocks = volume(cluster);
     if blocks == 0 || blocks > u64::from(function.max_cluster()) {
         return Err(CuError::INVALID_CLUSTER_SIZE);
     }
     let threads = u32::try_from(volume(shape.block)).unwrap_or(u32::MAX);
-    let held = resident_blocks(&function, threads, shape.dynamic_shared)?;
+    let held = resident_blocks(&function, threads, shape.dynamic_shared);
     let groups = limits().multiprocessors / MULTIPROCESSORS_A_CLUSTER;
     let in_a_group = u64::from(held * MULTIPROCESSORS_A_CLUSTER) / blocks;
     out.put((in_a_group as u32 * groups) as c_int)
@@ -169,7 +169,7 @@ entry! {
         let limits = limits();
         let each = limits.shared_per_multiprocessor / positive(blocks)?;
         let each = each.saturating_sub(SHARED_RESERVED).min(limits.shared_per_block_optin);
-        out.put(each.saturating_sub(function.kernel()?.static_shared) as usize)
+        out.put(each.saturating_sub(function.kernel().static_shared) as usize)
     }
 
     /// Clusters that the device holds.

@@ -16,7 +16,7 @@ impl Machine<'_> {
     pub(crate) fn site(&self, warp: &Warp, lane: u32, pc: u32, action: &str) -> Site {
         Site {
             action: action.into(),
-            kernel: self.kernel.name.clone(),
+            kernel: self.kernel.name.to_string(),
             block: self.blocks[warp.block].index,
             thread: (lane < 32).then(|| Self::unravel(warp.index * 32 + lane, self.block_shape)),
             location: self.kernel.code.location(pc),
@@ -32,7 +32,7 @@ impl Machine<'_> {
         let linear = self.sequence.get(sequence).copied().unwrap_or(0);
         Site {
             action,
-            kernel: self.kernel.name.clone(),
+            kernel: self.kernel.name.to_string(),
             block: Self::unravel(linear, self.grid),
             thread: (warp < self.warps).then(|| Self::unravel(warp * 32 + lane, self.block_shape)),
             location: match pc {

@@ -149,7 +149,7 @@ impl Machine<'_> {
             let what = format!("bar.arrive on barrier {id} without a number of threads");
             return Err(Fault::new(Kind::DivergentBarrier, what).at(site(self)));
         }
-        let here = &self.blocks[warp.block].barriers[id as usize];
+        let here = self.blocks[warp.block].barrier(id as usize);
         if self.flags.barriers && here.arrived > 0 && here.expected != count {
             let what = format!(
                 "barrier {id} is to complete with {} threads for some and with {} for others",
@@ -172,7 +172,7 @@ impl Machine<'_> {
         let mut gathered = Knowledge::default();
         self.contribute(warp, mask, count.is_some(), &mut gathered);
         let size = self.threads();
-        let here = &mut self.blocks[warp.block].barriers[id as usize];
+        let here = self.blocks[warp.block].barrier(id as usize);
         here.gathered.join(&gathered, size);
         here.expected = count;
         here.arrived += mask.count_ones();
@@ -309,7 +309,7 @@ impl Machine<'_> {
         if self.blocks[warp.block].alive == 0 {
             self.check_left_copies(warp.block)?;
         }
-        for id in 0..16 {
+        for id in 0..self.blocks[warp.block].barriers.len() {
             if self.blocks[warp.block].barriers[id].expected.is_none() {
                 self.complete(warp.block, id);
             }

@@ -69,13 +69,11 @@ impl Run {
         memory.fill(out, &[0; 4], self.out as u64, &order(2))?;
         let parameters: Vec<u8> = [out, input].iter().flat_map(|x| x.to_le_bytes()).collect();
         let launch = Launch {
-            module: &module,
-            kernel: "k",
+            kernel: module.kernel("k").unwrap(),
             grid: [self.grid, 1, 1],
             block: [self.block, 1, 1],
             cluster: [1, 1, 1],
             dynamic_shared: 1024,
-            dynamic_shared_limit: 1024,
             parameters: &parameters,
             cooperative: self.cooperative,
             order: &order(3),

@@ -12,6 +12,7 @@ mod scope;
 mod tensor;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::fault::{Fault, Kind};
 use crate::ir::{Code, Global, Instruction, Kernel, Module, Op, Parameter};
@@ -100,7 +101,10 @@ fn place(text: &Text, globals: &mut HashMap<String, Global>, memory: &mut Memory
     Ok(())
 }
 
-fn kernels(text: &Text, globals: &HashMap<String, Global>) -> Result<HashMap<String, Kernel>> {
+fn kernels(
+    text: &Text,
+    globals: &HashMap<String, Global>,
+) -> Result<HashMap<Arc<str>, Arc<Kernel>>> {
     let functions: HashMap<&str, &Function> = text
         .functions
         .iter()
@@ -111,10 +115,8 @@ fn kernels(text: &Text, globals: &HashMap<String, Global>) -> Result<HashMap<Str
         .iter()
         .filter(|function| function.is_entry && function.body.is_some())
         .map(|function| {
-            Ok((
-                function.name.clone(),
-                kernel(function, text, &functions, globals)?,
-            ))
+            let kernel = kernel(function, text, &functions, globals)?;
+            Ok((kernel.name.clone(), Arc::new(kernel)))
         })
         .collect()
 }
@@ -180,7 +182,7 @@ fn kernel(
         })
     };
     Ok(Kernel {
-        name: function.name.clone(),
+        name: function.name.as_str().into(),
         parameters,
         static_shared: lowering.shared - SHARED_START,
         local: lowering.local.next_multiple_of(16),
