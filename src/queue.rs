@@ -400,19 +400,19 @@ impl Queue {
         }
     }
 
-    /// Asks for a row to be brought into a cache, the first or the second.
+    /// Asks for a row to be brought into a cache, the first or the second: for every line that it
+    /// touches, which are one more than fit into it where it does not start with one.
     fn prefetch<const LEVEL: usize>(&self, index: usize) {
         #[cfg(target_arch = "x86_64")]
         {
             const LINE: usize = 64;
             use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-            let range = index * self.dim..(index + 1) * self.dim;
             for_rows!(&self.rows, data => {
-                let row = &data[range];
-                for line in row.chunks((LINE / size_of_val(&row[0])).max(1)) {
-                    let line = line.as_ptr().cast();
-                    // SAFETY: a prefetch reads nothing and faults nowhere; the pointer is a
-                    // slice's own.
+                let row = &data[index * self.dim..(index + 1) * self.dim];
+                let start = row.as_ptr().addr();
+                for line in (start & !(LINE - 1)..start + size_of_val(row)).step_by(LINE) {
+                    let line = row.as_ptr().with_addr(line).cast();
+                    // SAFETY: a prefetch reads nothing and faults nowhere, whatever the address.
                     unsafe {
                         match LEVEL {
                             1 => _mm_prefetch::<_MM_HINT_T0>(line),
