@@ -1,0 +1,488 @@
+//! What only the GPU path has: schedules, views, workspace that is used again, and its own errors.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use std::process::Command;
+
+use common::bits;
+use common::cases::{gaussian, small_integers, unit_rows};
+use common::cuda::{device, is_softgpu, to_host, under_all_schedules};
+use common::oracle::exact;
+use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
+use hardmix::cpu;
+use hardmix::cuda::{self, Device, Precision, Ranked, Workspace};
+use hardmix::{DType, Error, NO_LABEL, Queue, Result, Rows};
+
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+const PRECISIONS: [Precision; 2] = [Precision::Exact, Precision::Tensor];
+
+fn upload<T: DeviceRepr>(values: &[T]) -> CudaSlice<T> {
+    device().upload("test data", values).expect("an upload")
+}
+
+/// The values where no vector of them would be aligned: one element into an allocation, the element
+/// before being `poison`.
+fn upload_shifted<T: DeviceRepr + Copy>(values: &[T], poison: T) -> CudaSlice<T> {
+    upload(&[&[poison], values].concat())
+}
+
+fn queue_of(dtype: DType, rows: &[f32], dim: usize) -> Queue {
+    Queue::from_rows(Rows::from_f32(dtype, rows), dim).expect("a queue")
+}
+
+/// One call of `cuda::rank` with fresh memory.
+fn rank(
+    queries: &dyn DevicePtr<f32>,
+    queue: &cuda::Queue,
+    hardest: usize,
+    precision: Precision,
+) -> cpu::Ranked {
+    let mut workspace = Workspace::new(device()).expect("a workspace");
+    let mut ranked = Ranked::new(device(), 0, 0).expect("lists");
+    let (work, out) = (&mut workspace, &mut ranked);
+    cuda::rank(
+        device(),
+        queries,
+        queue,
+        hardest,
+        None,
+        precision,
+        work,
+        out,
+    )
+    .expect("ranked");
+    to_host(&ranked).expect("finite")
+}
+
+/// All that a list holds, as bits.
+fn bits_of(ranked: &cpu::Ranked) -> [Vec<u32>; 3] {
+    let (indices, counts) = (ranked.indices.clone(), ranked.counts.clone());
+    [indices, bits(&ranked.logits), counts]
+}
+
+/// Two tiles of the queue and eight stages of dimensions, which wrap the ring of three twice; batches
+/// of both tiles of queries.
+#[test]
+fn every_schedule_gives_the_same_bits() {
+    const DIM: usize = 250;
+    let rng = &mut fastrand::Rng::with_seed(1);
+    let stored = unit_rows(rng, 140, DIM);
+    let queries = upload(&unit_rows(rng, 66, DIM));
+    for dtype in DTYPES {
+        let host = queue_of(dtype, &stored, DIM);
+        let queue = cuda::Queue::from_host(device(), &host).expect("a copy");
+        for precision in PRECISIONS {
+            for rows in [2, 66] {
+                let queries = queries.slice(..rows * DIM);
+                under_all_schedules(|| bits_of(&rank(&queries, &queue, 30, precision)));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_schedule_lists_the_same() {
+    let rng = &mut fastrand::Rng::with_seed(2);
+    let logits = upload(&small_integers(rng, 3 * 5000));
+    let mut ranked = Ranked::new(device(), 3, 700).expect("lists");
+    under_all_schedules(|| {
+        cuda::rank_logits(device(), &logits, 5000, 700, None, &mut ranked).expect("ranked");
+        bits_of(&to_host(&ranked).expect("finite"))
+    });
+}
+
+/// With N = K the list is all logits. Tiles of 32 and of 128 queries, whole and ragged.
+#[test]
+fn the_bits_of_a_row_do_not_depend_on_its_batch() {
+    const DIM: usize = 40;
+    let rng = &mut fastrand::Rng::with_seed(3);
+    let queries = unit_rows(rng, 131, DIM);
+    let stored = unit_rows(rng, 67, DIM);
+    for dtype in DTYPES {
+        let host = queue_of(dtype, &stored, DIM);
+        let queue = cuda::Queue::from_host(device(), &host).expect("a copy");
+        for precision in PRECISIONS {
+            let all = rank(&upload(&queries), &queue, 67, precision);
+            let mut start = 0;
+            for rows in [1, 33, 64, 33] {
+                let shard = upload(&queries[start * DIM..(start + rows) * DIM]);
+                let own = rank(&shard, &queue, 67, precision);
+                let expected = &all.logits[start * 67..(start + rows) * 67];
+                assert_eq!(bits(&own.logits), bits(expected), "{rows} rows");
+                start += rows;
+            }
+        }
+    }
+}
+
+/// Exact sums of small integers are the same on every device, in every precision and alignment; the
+/// dimensions are those that take another path, and the ends of what is supported.
+#[test]
+fn small_integers_give_the_bits_of_the_host() {
+    let rng = &mut fastrand::Rng::with_seed(4);
+    for (rows, capacity, dim) in [
+        (3, 50, 1),
+        (2, 130, 8),
+        (5, 33, 31),
+        (1, 40, 36),
+        (4, 20, 100),
+        (70, 9, 24),
+        (1, 9, 2048),
+    ] {
+        let queries = small_integers(rng, rows * dim);
+        let stored = small_integers(rng, capacity * dim);
+        for dtype in DTYPES {
+            let host = queue_of(dtype, &stored, dim);
+            let queue = cuda::Queue::from_host(device(), &host).expect("a copy");
+            let expected = cpu::rank(&queries, &host, capacity, None).expect("ranked");
+            // Sums of both signs may be −0 in one order and +0 in another.
+            let expected = expected.logits.iter().map(|x| x + 0.0).collect::<Vec<_>>();
+            let shifted = upload_shifted(&queries, f32::NAN);
+            for precision in PRECISIONS {
+                let plain = rank(&upload(&queries), &queue, capacity, precision);
+                let moved = rank(&shifted.slice(1..), &queue, capacity, precision);
+                for own in [plain, moved] {
+                    let own: Vec<f32> = own.logits.iter().map(|x| x + 0.0).collect();
+                    let what = format!("{dtype:?}, {precision:?}, {rows} × {capacity} × {dim}");
+                    assert_eq!(bits(&own), bits(&expected), "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// The precision that is asked for is the one that is used: exact logits are as near the true ones as
+/// f32's, those of one product are not, and are within their own bound.
+#[test]
+fn each_precision_keeps_its_bound_and_no_better() {
+    const DIM: usize = 64;
+    let rng = &mut fastrand::Rng::with_seed(5);
+    let queries = unit_rows(rng, 20, DIM);
+    let stored = unit_rows(rng, 50, DIM);
+    for dtype in DTYPES {
+        let host = queue_of(dtype, &stored, DIM);
+        let queue = cuda::Queue::from_host(device(), &host).expect("a copy");
+        let rows = host.rows().to_f32();
+        let worst = PRECISIONS.map(|precision| {
+            let own = rank(&upload(&queries), &queue, 50, precision).logits;
+            let true_logits = queries.chunks_exact(DIM).flat_map(|q| {
+                rows.chunks_exact(DIM).map(move |n| -> f64 {
+                    q.iter()
+                        .zip(n)
+                        .map(|(&a, &b)| f64::from(a) * f64::from(b))
+                        .sum()
+                })
+            });
+            own.iter()
+                .zip(true_logits)
+                .map(|(&own, exact)| (f64::from(own) - exact).abs())
+                .fold(0.0, f64::max)
+        });
+        let bound = common::tolerance::Arithmetic::TENSOR.gamma(DIM);
+        assert!(worst[0] <= bound, "{dtype:?}: {} of {bound}", worst[0]);
+        let rounded = if dtype == DType::F32 { 2.0 } else { 1.0 } / 2048.0;
+        assert!(
+            worst[1] <= rounded * 1.001 + bound,
+            "{dtype:?}: {}",
+            worst[1]
+        );
+        assert!(worst[1] > 20.0 * worst[0], "{dtype:?}: {worst:?}");
+    }
+}
+
+#[test]
+fn columns_of_the_rows_label_are_left_out() {
+    let rng = &mut fastrand::Rng::with_seed(6);
+    let (rows, capacity) = (7, 333);
+    let logits = small_integers(rng, rows * capacity);
+    // The last query's label is everywhere.
+    let query_labels = [0, 1, NO_LABEL, 2, 0, 77, 9];
+    let mut labels: Vec<u32> = (0..capacity)
+        .map(|_| [0, 1, 2, NO_LABEL][rng.usize(..4)])
+        .collect();
+    for everywhere in [false, true] {
+        if everywhere {
+            labels.fill(9);
+        }
+        for hardest in [1, 100, 300, capacity] {
+            let mut ranked = Ranked::new(device(), 0, 0).expect("lists");
+            // Every input one element into its allocation.
+            let all = upload_shifted(&logits, f32::NAN);
+            let own = upload_shifted(&query_labels, 1);
+            let theirs = upload_shifted(&labels, 1);
+            let pair: [&dyn DevicePtr<u32>; 2] = [&own.slice(1..), &theirs.slice(1..)];
+            let view = all.slice(1..);
+            cuda::rank_logits(device(), &view, capacity, hardest, Some(pair), &mut ranked)
+                .expect("ranked");
+            let ranked = to_host(&ranked).expect("finite");
+            for (b, row) in logits.chunks_exact(capacity).enumerate() {
+                let masked = |j: usize| query_labels[b] != NO_LABEL && query_labels[b] == labels[j];
+                let list = &ranked.indices[b * hardest..(b + 1) * hardest];
+                exact(row, masked, hardest, list).unwrap_or_else(|reason| panic!("{b}: {reason}"));
+                let count = (0..capacity).filter(|&j| !masked(j)).count().min(hardest);
+                assert_eq!(ranked.counts[b] as usize, count);
+                for (at, &j) in list.iter().enumerate() {
+                    let logit = ranked.logits[b * hardest + at];
+                    let expected = if at < count {
+                        row[j as usize]
+                    } else {
+                        f32::NEG_INFINITY
+                    };
+                    assert_eq!(logit.to_bits(), expected.to_bits(), "{b}, {at}");
+                }
+            }
+        }
+    }
+}
+
+/// More candidates than shared memory holds: too many are asked for, or too many share the top bits
+/// of the boundary.
+#[test]
+fn candidates_that_do_not_fit_are_ranked_from_memory() {
+    let rng = &mut fastrand::Rng::with_seed(7);
+    let capacity = 20_003;
+    let near_one = |rng: &mut fastrand::Rng| 1.0 + rng.f32() / 16.0;
+    let narrow: Vec<f32> = (0..capacity).map(|_| near_one(rng)).collect();
+    let wide: Vec<f32> = gaussian(rng, capacity).iter().map(|&x| x as f32).collect();
+    for (logits, hardest) in [
+        (narrow, 5),
+        (wide.clone(), 9000),
+        (vec![-0.0; capacity], 8193),
+        (wide, 8000),
+    ] {
+        let there = upload_shifted(&logits, f32::NAN);
+        let mut ranked = Ranked::new(device(), 1, hardest).expect("lists");
+        cuda::rank_logits(
+            device(),
+            &there.slice(1..),
+            capacity,
+            hardest,
+            None,
+            &mut ranked,
+        )
+        .expect("ranked");
+        let ranked = to_host(&ranked).expect("finite");
+        exact(&logits, |_| false, hardest, &ranked.indices).expect("exact");
+    }
+}
+
+/// The row's logits are read twice where the candidates fit, and never written.
+#[test]
+fn a_row_is_read_twice() {
+    if !is_softgpu() {
+        return;
+    }
+    let capacity = 10_000;
+    let logits = gaussian(&mut fastrand::Rng::with_seed(8), capacity);
+    let logits = upload(&logits.iter().map(|&x| x as f32).collect::<Vec<_>>());
+    let mut ranked = Ranked::new(device(), 1, 50).expect("lists");
+    softgpu::take_launches();
+    cuda::rank_logits(device(), &logits, capacity, 50, None, &mut ranked).expect("ranked");
+    let launches = softgpu::take_launches();
+    let [(kernel, counted)] = &launches[..] else {
+        panic!("{launches:?}");
+    };
+    assert_eq!(kernel, "rank_logits");
+    let twice = 2 * capacity as u64 * 4;
+    // The rest is the status.
+    let read = counted.bytes_read;
+    assert!((twice..twice + 100).contains(&read), "{read} bytes read");
+    assert!(counted.bytes_written < 50 * 8 + 100);
+}
+
+/// Lists and workspace that have served other shapes give what fresh ones give.
+#[test]
+fn used_memory_gives_the_same_bits() {
+    let rng = &mut fastrand::Rng::with_seed(9);
+    let mut workspace = Workspace::new(device()).expect("a workspace");
+    let mut ranked = Ranked::new(device(), 1, 1).expect("lists");
+    for (rows, capacity, dim, hardest) in [
+        (40, 90, 20, 50),
+        (3, 200, 33, 7),
+        (70, 30, 8, 30),
+        (1, 5, 2, 1),
+    ] {
+        let queries = upload(&unit_rows(rng, rows, dim));
+        let host = queue_of(DType::Bf16, &unit_rows(rng, capacity, dim), dim);
+        let queue = cuda::Queue::from_host(device(), &host).expect("a copy");
+        let precision = Precision::Exact;
+        let fresh = rank(&queries, &queue, hardest, precision);
+        for _ in 0..2 {
+            let (work, out) = (&mut workspace, &mut ranked);
+            cuda::rank(
+                device(),
+                &queries,
+                &queue,
+                hardest,
+                None,
+                precision,
+                work,
+                out,
+            )
+            .expect("ranked");
+            assert_eq!((ranked.rows(), ranked.hardest()), (rows, hardest));
+            assert_eq!(bits_of(&to_host(&ranked).expect("finite")), bits_of(&fresh));
+        }
+    }
+}
+
+/// Finite queries whose logits are not are told from queries that are not.
+#[test]
+fn what_is_not_finite_is_named() {
+    let host = queue_of(DType::F32, &[1e30, 1e30, 1.0, 0.0, 0.0, 1.0], 2);
+    let queue = cuda::Queue::from_host(device(), &host).expect("a copy");
+    for (queries, expected) in [
+        ([1.0, 0.0, 1e30, 1e30], "row 1 of logits is not finite"),
+        (
+            [1e30, 1e30, f32::NAN, 0.0],
+            "row 1 of queries is not finite",
+        ),
+        (
+            [f32::INFINITY, 0.0, f32::NAN, 0.0],
+            "row 0 of queries is not finite",
+        ),
+    ] {
+        let mut workspace = Workspace::new(device()).expect("a workspace");
+        let mut ranked = Ranked::new(device(), 2, 1).expect("lists");
+        let (there, exact) = (upload(&queries), Precision::Exact);
+        let (work, out) = (&mut workspace, &mut ranked);
+        cuda::rank(device(), &there, &queue, 1, None, exact, work, out).expect("queued");
+        let error = ranked.check(device()).expect_err(expected);
+        assert_eq!(error.to_string(), expected);
+        // It is forgotten with the next batch.
+        let fine = upload(&[0.5f32, 0.5]);
+        let (work, out) = (&mut workspace, &mut ranked);
+        cuda::rank(device(), &fine, &queue, 1, None, exact, work, out).expect("queued");
+        ranked.check(device()).expect("finite");
+    }
+}
+
+#[test]
+fn outputs_that_lie_in_inputs_are_refused() {
+    let mut ranked = Ranked::new(device(), 2, 3).expect("lists");
+    let logits = upload(&[0.5f32; 6]);
+    let labels = upload(&[0u32; 3]);
+    cuda::rank_logits(device(), &logits, 3, 3, None, &mut ranked).expect("ranked");
+    let (pointer, _record) = {
+        let view = ranked.indices();
+        let (pointer, _) = view.device_ptr(device().stream());
+        (pointer, ())
+    };
+    // SAFETY: the memory is that of the lists, which outlive this; it is leaked, not freed.
+    let alias = unsafe { device().stream().upgrade_device_ptr::<u32>(pointer, 2) };
+    let pair: [&dyn DevicePtr<u32>; 2] = [&alias, &labels];
+    let error = cuda::rank_logits(device(), &logits, 3, 3, Some(pair), &mut ranked);
+    assert_eq!(
+        error.expect_err("refused").to_string(),
+        "hardest overlaps query labels; expected memory of its own"
+    );
+    let _ = alias.leak();
+}
+
+#[test]
+fn memory_that_is_not_there_is_an_error_and_nothing_is_lost() {
+    const TEST: &str = "memory_that_is_not_there_is_an_error_and_nothing_is_lost";
+    // Other tests would allocate meanwhile.
+    if std::env::var_os(ALONE).is_none() {
+        return in_a_process_of_its_own(TEST);
+    }
+    let free = || {
+        device()
+            .stream()
+            .context()
+            .mem_get_info()
+            .expect("memory")
+            .0
+    };
+    let logits = upload(&[1.0f32, 2.0]);
+    let mut ranked = Ranked::new(device(), 1, 1).expect("lists");
+    let before = is_softgpu().then(free);
+    for (rows, width) in [(1 << 40, 8), (usize::MAX, 2), (1 << 31, 1 << 31)] {
+        let error = Ranked::new(device(), rows, width)
+            .map(|_| ())
+            .expect_err("too much");
+        assert_eq!(
+            error.to_string(),
+            format!("no memory for hardest: {rows} × {width} elements were asked for")
+        );
+    }
+    if let Some(before) = before {
+        assert_eq!(free(), before, "something was kept");
+    }
+    cuda::rank_logits(device(), &logits, 2, 1, None, &mut ranked).expect("still usable");
+    assert_eq!(to_host(&ranked).expect("finite").indices, [1]);
+}
+
+#[test]
+fn no_such_device_is_an_error() {
+    device();
+    let error = Device::new(1000).map(|_| ()).expect_err("no such device");
+    let expected = "device is 1000; expected less than the number of CUDA devices";
+    assert_eq!(error.to_string(), expected);
+}
+
+/// Runs a test of this file again in a process of its own, where it takes its other branch.
+fn in_a_process_of_its_own(test: &str) {
+    let program = std::env::current_exe().expect("this program");
+    let output = Command::new(program)
+        .args(["--exact", test, "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}
+
+const ALONE: &str = "HARDMIX_TEST_ALONE";
+
+#[test]
+fn without_a_driver_there_is_an_error_and_no_panic() {
+    const TEST: &str = "without_a_driver_there_is_an_error_and_no_panic";
+    if std::env::var_os(ALONE).is_none() {
+        return in_a_process_of_its_own(TEST);
+    }
+    // Where the machine has a driver, there is nothing to be seen.
+    let result: Result<Device> = Device::new(0);
+    match result {
+        Err(error @ Error::NoDriver) => assert_eq!(
+            error.to_string(),
+            "no CUDA driver was found: libcuda.so cannot be loaded"
+        ),
+        Err(error) => println!("this machine's driver: {error}"),
+        Ok(device) => println!("this machine has {device:?}"),
+    }
+}
+
+/// A kernel that fails loses the context, and every later call says so.
+#[test]
+fn a_kernel_that_fails_is_an_error_that_says_what_is_lost() {
+    const TEST: &str = "a_kernel_that_fails_is_an_error_that_says_what_is_lost";
+    if std::env::var_os(ALONE).is_none() {
+        return in_a_process_of_its_own(TEST);
+    }
+    if !is_softgpu() {
+        return;
+    }
+    let logits = upload(&[0.5f32; 100]);
+    let mut ranked = Ranked::new(device(), 1, 3).expect("lists");
+    softgpu::set_step_limit(10);
+    let queued = cuda::rank_logits(device(), &logits, 100, 3, None, &mut ranked);
+    let error = queued.and_then(|()| device().synchronize());
+    for error in [error, ranked.check(device()), device().synchronize()] {
+        assert!(matches!(error, Err(Error::ContextLost { .. })), "{error:?}");
+    }
+}
+
+/// What ptxas said of every kernel, for every architecture.
+#[test]
+fn no_kernel_spills() {
+    let report = include_str!(concat!(env!("OUT_DIR"), "/ptxas.txt"));
+    let kernels = report.matches("Compiling entry function").count();
+    let without = report
+        .matches("0 bytes spill stores, 0 bytes spill loads")
+        .count();
+    assert!(kernels > 0, "ptxas said nothing");
+    assert_eq!(without, kernels, "{report}");
+    println!("ptxas: {kernels} kernels, none spills");
+}
