@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use crate::clock::Knowledge;
+use crate::execute::Visits;
 use crate::memory::Extent;
 
 /// One of a block's 16 barriers.
@@ -54,6 +55,8 @@ pub(crate) struct Block {
     pub(crate) alive: u32,
     /// Its barriers, up to the last that anybody used.
     pub(crate) barriers: Vec<Barrier>,
+    /// What its peers did in its shared memory.
+    pub(crate) visits: Visits,
 }
 
 impl Block {
@@ -69,6 +72,7 @@ impl Block {
             base: 0,
             alive: 0,
             barriers: Vec::new(),
+            visits: Visits::default(),
         }
     }
 
@@ -81,6 +85,7 @@ impl Block {
         self.alive = threads;
         self.shared.written.clear();
         self.barriers.clear();
+        self.visits.clear();
     }
 
     /// One of its barriers.

@@ -28,8 +28,10 @@ pub enum Kind {
     LaunchLimit,
     /// More instructions than the step limit allows: most likely a loop that never ends.
     StepLimit,
-    /// The kernel executed `trap` or a failed `assert`.
+    /// The kernel executed `trap`.
     Trap,
+    /// An `assert` of the kernel failed.
+    Assertion,
     /// PTX that softgpu does not implement.
     Unsupported,
     /// PTX that cannot be read.
@@ -57,6 +59,7 @@ impl Kind {
             Self::LaunchLimit => "launch limit",
             Self::StepLimit => "step limit",
             Self::Trap => "trap",
+            Self::Assertion => "failed assertion",
             Self::Unsupported => "unsupported",
             Self::Parse => "malformed PTX",
             Self::OutOfMemory => "out of memory",

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::fault::Fault;
+use crate::fault::{Fault, Kind};
 use crate::lower;
 use crate::memory::Memory;
 use crate::registers::{Action, Index, Registers};
@@ -164,7 +164,8 @@ pub(crate) enum Op {
         targets: Vec<u32>,
     },
     Exit,
-    Trap(&'static str),
+    /// `trap`, or a failed `assert`.
+    Trap(Kind),
     Load(Load),
     Store(Store),
     Atomic(Atomic),

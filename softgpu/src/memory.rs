@@ -235,6 +235,18 @@ impl Memory {
         Ok(())
     }
 
+    /// Frees an allocation in stream order: whatever used it must come before.
+    ///
+    /// # Errors
+    /// As `free`; `GlobalRace` against a use that `order` does not come after.
+    pub fn free_in_order(&mut self, address: u64, order: &Order) -> Result<()> {
+        if let Some(index) = self.by_base.get(&address) {
+            let size = self.size_of(*index);
+            self.host_access(address, size, true, order, "a free")?;
+        }
+        self.free(address)
+    }
+
     /// The allocation that `address` lies in: (first byte, size).
     #[must_use]
     pub fn range_of(&self, address: u64) -> Option<(u64, u64)> {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Gpu, Random, flat};
-use cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, sys};
 use half::f16;
 
 #[test]
@@ -383,4 +383,57 @@ fn lanes_diverge_and_meet_again() {
         gpu.download(&steps),
         input.iter().map(count).collect::<Vec<_>>()
     );
+}
+
+/// Launches one block of 64 threads on `words`, programmatically: it may begin before the kernel
+/// ahead of it in the stream has ended.
+fn launch_programmatically(gpu: &Gpu, kernel: &str, words: &[&CudaSlice<u32>]) {
+    let function = gpu.function(kernel);
+    let mut addresses: Vec<u64> = words.iter().map(|w| w.device_ptr(&gpu.stream).0).collect();
+    let mut arguments: Vec<*mut std::ffi::c_void> = addresses
+        .iter_mut()
+        .map(|address| std::ptr::from_mut(address).cast())
+        .collect();
+    // SAFETY: all zeros is a value of this plain C struct: attribute 0 is to be ignored.
+    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+    let config = sys::CUlaunchConfig {
+        gridDimX: 1,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: 64,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: 0,
+        hStream: gpu.stream.cu_stream(),
+        attrs: &raw mut attribute,
+        numAttrs: 1,
+    };
+    // SAFETY: the kernels take as many addresses as the test passes, of 64 words each.
+    unsafe {
+        sys::cuLaunchKernelEx(
+            &config,
+            function.cu_function(),
+            arguments.as_mut_ptr(),
+            std::ptr::null_mut(),
+        )
+    }
+    .result()
+    .expect("a launch");
+}
+
+#[test]
+fn a_dependent_launch_waits_for_what_it_reads() {
+    let Some(gpu) = Gpu::load("hopper") else {
+        return;
+    };
+    let found = gpu.under_all_schedules(|| {
+        let words = gpu.unwritten::<u32>(64);
+        let doubled = gpu.unwritten::<u32>(64);
+        launch_programmatically(&gpu, "first_of_two", &[&words]);
+        launch_programmatically(&gpu, "second_of_two", &[&words, &doubled]);
+        gpu.download(&doubled)
+    });
+    assert!(found.iter().zip(0..).all(|(found, i)| *found == 2 * i));
 }

@@ -347,24 +347,43 @@ fn an_error_of_a_kernel_sticks() {
 #[test]
 fn a_kernel_that_spins_is_stopped() {
     let Some(stderr) = child("a_kernel_that_spins_is_stopped", || {
-        let context = context();
-        let stream = context.default_stream();
+        context();
         softgpu::set_step_limit(100_000);
-        // SAFETY: a kernel without parameters.
-        unsafe {
-            stream
-                .launch_builder(&kernel(&context, "spin"))
-                .launch(shape(1, 32, 0))
-        }
-        .unwrap();
-        assert_eq!(
-            error(stream.synchronize()),
-            CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
-        );
+        fails("spin", CUresult::CUDA_ERROR_LAUNCH_TIMEOUT);
     }) else {
         return;
     };
     assert!(stderr.contains("softgpu: step limit: "), "{stderr}");
+}
+
+/// Launches a kernel without parameters that is to fail with `code`.
+fn fails(name: &str, code: CUresult) {
+    let context = context();
+    let stream = context.default_stream();
+    let kernel = kernel(&context, name);
+    // SAFETY: a kernel without parameters.
+    unsafe { stream.launch_builder(&kernel).launch(shape(1, 32, 0)) }.unwrap();
+    assert_eq!(error(stream.synchronize()), code);
+}
+
+#[test]
+fn a_trap_is_a_failed_launch() {
+    let Some(stderr) = child("a_trap_is_a_failed_launch", || {
+        fails("traps", CUresult::CUDA_ERROR_LAUNCH_FAILED);
+    }) else {
+        return;
+    };
+    assert!(stderr.contains("softgpu: trap: "), "{stderr}");
+}
+
+#[test]
+fn a_failed_assertion_says_so() {
+    let Some(stderr) = child("a_failed_assertion_says_so", || {
+        fails("asserts", CUresult::CUDA_ERROR_ASSERT);
+    }) else {
+        return;
+    };
+    assert!(stderr.contains("softgpu: failed assertion: "), "{stderr}");
 }
 
 /// Two kernels on two streams, the second reading what the first wrote.
@@ -404,6 +423,41 @@ fn a_missing_event_between_streams_is_found() {
         stderr.contains("softgpu: race in global memory: "),
         "{stderr}"
     );
+}
+
+/// A kernel on one stream, and the free of what it reads on another.
+fn freed_on_another_stream(ordered: bool) -> Result<(), cudarc::driver::DriverError> {
+    let context = context();
+    // SAFETY: the point of the test.
+    unsafe { context.disable_event_tracking() };
+    let (one, two) = (context.new_stream().unwrap(), context.new_stream().unwrap());
+    let a = two.clone_htod(&[1u32; 8]).unwrap();
+    let mut out = one.alloc_zeros::<u32>(8).unwrap();
+    context.synchronize().unwrap();
+    add(&one, &mut out, &a, &a, 8).unwrap();
+    if ordered {
+        two.join(&one).unwrap();
+    }
+    drop(a);
+    context.synchronize()
+}
+
+#[test]
+fn a_free_that_waits_for_the_last_use_is_right() {
+    freed_on_another_stream(true).unwrap();
+}
+
+#[test]
+fn a_free_that_does_not_wait_is_found() {
+    let Some(stderr) = child("a_free_that_does_not_wait_is_found", || {
+        assert_eq!(
+            error(freed_on_another_stream(false)),
+            CUresult::CUDA_ERROR_LAUNCH_FAILED
+        );
+    }) else {
+        return;
+    };
+    assert!(stderr.contains("a free on stream "), "{stderr}");
 }
 
 #[test]

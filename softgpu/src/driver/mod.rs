@@ -114,7 +114,7 @@ pub fn code_of(kind: Kind) -> CuError {
     match kind {
         Kind::OutOfBounds | Kind::Misaligned | Kind::UseAfterFree => CuError::ILLEGAL_ADDRESS,
         Kind::StepLimit => CuError::LAUNCH_TIMEOUT,
-        Kind::Trap => CuError::ASSERT, // most often `assert`
+        Kind::Assertion => CuError::ASSERT,
         Kind::Unsupported => CuError::NOT_SUPPORTED,
         Kind::Parse => CuError::INVALID_PTX,
         Kind::OutOfMemory => CuError::OUT_OF_MEMORY,

@@ -90,7 +90,9 @@ impl Work {
             Work::Launch(launch) => launch.run(order),
             Work::Copy(copy) => copy.run(order),
             Work::Fill(fill) => fill.run(order),
-            Work::Free(address) => lock(&driver().memory).free(*address).map(|()| 0),
+            Work::Free(address) => lock(&driver().memory)
+                .free_in_order(*address, order)
+                .map(|()| 0),
             _ => Ok(0),
         }
     }

@@ -271,7 +271,7 @@ impl Machine<'_> {
         }
         match landing.target {
             Target::Shared(block) => {
-                self.check_alive(warp, landing, mask.trailing_zeros() as usize & 31, pc)?;
+                self.visit_peer(warp, landing, mask, pc)?;
                 self.counters.shared_bytes += u64::from(mask.count_ones()) * bytes;
                 let engine = &self.engines[self.blocks[block].cluster];
                 if !engine.is_idle() {

@@ -4,6 +4,7 @@ mod access;
 mod asynchronous;
 mod atomic;
 mod bulk;
+mod cluster;
 mod copy;
 mod locate;
 mod mbarrier;
@@ -29,6 +30,7 @@ use crate::ir::{Kernel, Op, Width};
 use crate::launch::Copies;
 use crate::memory::{Memory, Order};
 use crate::warp::{Group, Wait, Warp};
+pub(crate) use cluster::Visits;
 pub(crate) use copy::Origin;
 
 type Result<T> = std::result::Result<T, Fault>;
@@ -79,7 +81,7 @@ pub(crate) struct Machine<'a> {
     /// What releases on global and shared addresses have published.
     pub(crate) locations: HashMap<u64, Location>,
     /// Barriers of the clusters, by their first resident block.
-    pub(crate) clusters: Vec<sync::ClusterBarrier>,
+    pub(crate) clusters: Vec<cluster::ClusterBarrier>,
     /// What is known of mbarriers, by resident block and shared address.
     pub(crate) gates: HashMap<(usize, u32), mbarrier::Gate>,
     /// When asynchronous operations land.
@@ -208,7 +210,7 @@ impl Machine<'_> {
                         break;
                     }
                     Flow::Exit(mask) => {
-                        self.exit(warp, mask)?;
+                        self.exit(warp, mask, group.pc)?;
                         group.mask &= !mask;
                         if group.mask != 0 {
                             group.pc += 1;
@@ -278,9 +280,9 @@ impl Machine<'_> {
             Op::Switch { index, targets } => {
                 return self.switch(warp, *index, targets, mask, group);
             }
-            Op::Trap(what) => {
+            Op::Trap(kind) => {
                 let site = self.site(warp, mask.trailing_zeros(), pc, "stops");
-                return Err(Fault::new(Kind::Trap, *what).at(site));
+                return Err(Fault::new(*kind, "the kernel ends itself").at(site));
             }
             Op::Fence(fence) => self.fence(warp, *fence, mask),
             Op::Clock { d, width } => {

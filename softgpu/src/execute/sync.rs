@@ -10,16 +10,6 @@ use crate::ir::{Barrier, BarrierKind, Op};
 use crate::registers::Index;
 use crate::warp::{Group, Wait, Warp};
 
-/// The barrier of a cluster.
-#[derive(Debug, Default)]
-pub(crate) struct ClusterBarrier {
-    arrived: u32,
-    pub(crate) generation: u32,
-    /// What the arrived threads know, by the sequence number of their block.
-    gathered: Vec<(u32, Knowledge)>,
-    released: Vec<Rc<Vec<(u32, Knowledge)>>>,
-}
-
 impl Machine<'_> {
     /// The lanes of a group that may execute a collective: those that name the same members, once
     /// all of these are there. `None`: no such lanes yet, and the group is parked.
@@ -301,8 +291,9 @@ impl Machine<'_> {
     }
 
     /// Lanes end: barriers over the whole block no longer wait for them.
-    pub(super) fn exit(&mut self, warp: &mut Warp, mask: u32) -> Result<()> {
+    pub(super) fn exit(&mut self, warp: &mut Warp, mask: u32, pc: u32) -> Result<()> {
         self.end_copies(warp, mask)?;
+        self.take_leave(warp, mask, pc)?;
         warp.alive &= !mask;
         self.progress += 1;
         self.blocks[warp.block].alive -= mask.count_ones();
@@ -407,70 +398,5 @@ impl Machine<'_> {
             Kind::StepLimit,
             "every thread waits for something that never happens",
         )
-    }
-
-    /// `barrier.cluster.arrive` and `.wait`.
-    pub(super) fn cluster_barrier(
-        &mut self,
-        warp: &mut Warp,
-        arrive: bool,
-        wait: bool,
-        mask: u32,
-        pc: u32,
-    ) -> Result<Flow> {
-        if mask != warp.alive && !std::mem::take(&mut warp.forced) {
-            return Ok(Flow::Park(Wait::Warp, pc));
-        }
-        let cluster = self.blocks[warp.block].cluster;
-        if arrive {
-            let mut gathered = Knowledge::default();
-            self.contribute(warp, mask, true, &mut gathered);
-            let sequence = self.blocks[warp.block].sequence;
-            let size = self.threads();
-            let last = cluster + self.blocks_in_cluster as usize;
-            let expected: u32 = self.blocks[cluster..last]
-                .iter()
-                .map(|block| block.alive)
-                .sum();
-            let here = &mut self.clusters[cluster];
-            match here
-                .gathered
-                .iter_mut()
-                .find(|(known, _)| *known == sequence)
-            {
-                Some((_, known)) => known.join(&gathered, size),
-                None => here.gathered.push((sequence, gathered)),
-            }
-            here.arrived += mask.count_ones();
-            warp.cluster_generation = here.generation;
-            if here.arrived >= expected {
-                here.arrived = 0;
-                here.generation += 1;
-                let gathered = std::mem::take(&mut here.gathered);
-                here.released.push(Rc::new(gathered));
-            }
-            self.progress += 1;
-        }
-        if wait {
-            let generation = warp.cluster_generation;
-            return Ok(Flow::Park(Wait::Cluster { generation }, pc));
-        }
-        Ok(Flow::Next)
-    }
-
-    pub(super) fn learn_cluster(
-        &mut self,
-        warp: &mut Warp,
-        mask: u32,
-        released: &[(u32, Knowledge)],
-    ) {
-        let sequence = self.blocks[warp.block].sequence;
-        let size = self.threads();
-        let mut known = Knowledge::default();
-        for (theirs, knowledge) in released {
-            known.import(sequence, *theirs, knowledge, size);
-        }
-        warp.informed = true;
-        teach(&mut warp.known, mask, &Rc::new(known), size);
     }
 }

@@ -75,7 +75,7 @@ impl Machine<'_> {
         let (flags, bounds) = (self.flags, self.bounds(landing));
         let reads = matches!(access, Access::Read { .. });
         self.check_host(warp, landing, lane, (address, bytes), !reads, pc)?;
-        self.check_alive(warp, landing, lane, pc)?;
+        self.visit_peer(warp, landing, 1 << lane, pc)?;
         let offset = address.wrapping_sub(landing.base) as usize;
         let end = offset.saturating_add(bytes as usize);
         let result = self.with_extent(warp, landing, pc, None, |extent, _, accessor, context| {
@@ -168,24 +168,6 @@ impl Machine<'_> {
                 }
             }
         });
-    }
-
-    /// A block's shared memory ends with it: its peers in the cluster must not come late.
-    pub(super) fn check_alive(
-        &self,
-        warp: &Warp,
-        landing: Landing,
-        lane: usize,
-        pc: u32,
-    ) -> Result<()> {
-        match landing.target {
-            Target::Shared(block) if self.blocks[block].alive == 0 && self.flags.bounds => {
-                let what = "shared memory of a block of the cluster that has ended";
-                let site = self.site(warp, lane as u32, pc, "uses it");
-                Err(Fault::new(Kind::UseAfterFree, what).at(site))
-            }
-            _ => Ok(()),
-        }
     }
 
     fn generic(&self, warp: &Warp, landing: Landing) -> Generic {

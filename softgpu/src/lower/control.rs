@@ -2,6 +2,7 @@
 
 use super::opcode::{Opcode, Type};
 use super::{Lowering, Result};
+use crate::fault::Kind;
 use crate::ir::{Barrier, BarrierKind, Fence, Op, Scope, Width};
 use crate::parse::Operand;
 use crate::registers::{Action, LANES, Registers};
@@ -50,7 +51,7 @@ impl Lowering<'_> {
                 self.returns.last().map_or(Op::Exit, |end| Op::Jump(*end))
             }
             "exit" => Op::Exit,
-            "trap" => Op::Trap("the kernel executed trap"),
+            "trap" => Op::Trap(Kind::Trap),
             "nanosleep" => {
                 opcode.take_type()?;
                 Op::Yield

@@ -377,7 +377,7 @@ impl<'a> Lowering<'a> {
             (_, Some(function)) => *function,
             ("vprintf", None) => return Ok(()),
             ("__assertfail", None) => {
-                self.emit(Op::Trap("assertion failed"), line);
+                self.emit(Op::Trap(Kind::Assertion), line);
                 return Ok(());
             }
             _ => {

@@ -26,9 +26,40 @@ pub enum Expected {
     Clean,
 }
 
+impl Expected {
+    /// Or a fault of another kind, which comes first under some schedules.
+    pub fn or(self, kind: Kind) -> Self {
+        match self {
+            Self::Fault(mut kinds, checks) => {
+                kinds.push(kind);
+                Self::Fault(kinds, checks)
+            }
+            other => other,
+        }
+    }
+}
+
 /// A fault that `check` finds; what else sees its consequences, `others`, is switched off with it.
 fn fault(kind: Kind, check: Check, others: &[Check]) -> Expected {
     Expected::Fault(vec![kind], [&[check], others].concat())
+}
+
+/// What a check reports.
+pub fn kind_of(check: Check) -> Option<Kind> {
+    Some(match check {
+        Check::Bounds => Kind::OutOfBounds,
+        Check::Alignment => Kind::Misaligned,
+        Check::Freed => Kind::UseAfterFree,
+        Check::Uninitialised => Kind::Uninitialised,
+        Check::SharedRaces => Kind::SharedRace,
+        Check::GlobalRaces => Kind::GlobalRace,
+        Check::Barriers => Kind::DivergentBarrier,
+        Check::AsyncCopies => Kind::AsyncCopy,
+        Check::Proxies => Kind::MissingProxyFence,
+        Check::Limits => Kind::LaunchLimit,
+        Check::Steps => Kind::StepLimit,
+        _ => return None,
+    })
 }
 
 pub fn bounds(others: &[Check]) -> Expected {
@@ -40,6 +71,11 @@ pub fn misaligned(others: &[Check]) -> Expected {
 }
 
 pub fn freed() -> Expected {
+    fault(Kind::UseAfterFree, Check::Freed, &[])
+}
+
+/// A block that ends while a peer may still use its shared memory.
+pub fn left_early() -> Expected {
     fault(Kind::UseAfterFree, Check::Freed, &[])
 }
 
