@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::aligned::Aligned;
 use super::{LANES, product, vector};
 use crate::batch::Batch;
 use crate::queue::{NO_LABEL, Queue};
@@ -47,7 +48,7 @@ pub(super) struct Block {
     /// Lanes, a multiple of the vector width; those behind the last row hold zeros.
     pub width: usize,
     /// [dim][width].
-    pub queries: Vec<f32>,
+    pub queries: Aligned,
     /// Labels to mask by; [`NO_LABEL`] masks nothing.
     pub labels: [u32; LANES],
     /// Whose logits are candidates: those not below it.
@@ -64,7 +65,7 @@ impl Block {
             .map(|start| {
                 let rows = start..(start + LANES).min(rows);
                 let width = rows.len().next_multiple_of(super::VECTOR);
-                let mut transposed = Vec::new();
+                let mut transposed = Aligned::default();
                 product::transpose(
                     &queries[rows.start * dim..rows.end * dim],
                     dim,
@@ -96,7 +97,7 @@ impl Block {
     /// l⁺ of each lane, bit-equal to the logit of a queue row with the key's bits.
     pub fn positives(&self, batch: &Batch<'_>) -> [f32; LANES] {
         let dim = batch.dim();
-        let mut keys = Vec::new();
+        let mut keys = Aligned::default();
         let own = &batch.keys()[self.rows.start * dim..self.rows.end * dim];
         product::transpose(own, dim, self.width, &mut keys);
         let mut dots = [0.0; LANES];
@@ -140,7 +141,7 @@ fn tile_rows(dim: usize) -> usize {
 #[derive(Debug)]
 pub(super) struct Partial {
     /// Σ 2^{(l − shift)·log₂e/τ}·n, [dim][width].
-    pub sums: Vec<f32>,
+    pub sums: Aligned,
     /// Σ 2^{(l − shift)·log₂e/τ}.
     pub total: [f64; LANES],
     /// Σ e^{4 (l − shift)}.
@@ -153,23 +154,23 @@ pub(super) struct Partial {
     pub masked: [u32; LANES],
     /// The candidates of each lane, by ascending queue row.
     pub candidates: Vec<Vec<Candidate>>,
-    logits: Vec<f32>,
-    tile: Vec<f32>,
+    logits: Aligned,
+    tile: Aligned,
     passing: Vec<u32>,
 }
 
 impl Default for Partial {
     fn default() -> Self {
         Self {
-            sums: Vec::new(),
+            sums: Aligned::default(),
             total: [0.0; LANES],
             uniformity: [0.0; LANES],
             shift: [f32::NEG_INFINITY; LANES],
             max: [f32::NEG_INFINITY; LANES],
             masked: [0; LANES],
             candidates: (0..LANES).map(|_| Vec::new()).collect(),
-            logits: Vec::new(),
-            tile: Vec::new(),
+            logits: Aligned::default(),
+            tile: Aligned::default(),
             passing: Vec::new(),
         }
     }
@@ -193,15 +194,10 @@ impl Partial {
     /// Runs the pass; whatever was here before is gone.
     pub fn run(&mut self, block: &Block, queue: &Queue, rows: Range<usize>, pass: Pass) {
         let (dim, width) = (queue.dim(), block.width);
-        self.sums.clear();
-        self.sums.resize(
-            if pass.contrast.is_some() {
-                dim * width
-            } else {
-                0
-            },
-            0.0,
-        );
+        self.sums.zeros(match pass.contrast {
+            Some(_) => dim * width,
+            None => 0,
+        });
         self.total.fill(0.0);
         self.uniformity.fill(0.0);
         self.shift.fill(f32::NEG_INFINITY);
@@ -214,9 +210,15 @@ impl Partial {
         for start in rows.clone().step_by(step) {
             let tile_range = start..(start + step).min(rows.end);
             let count = tile_range.len();
-            let tile = queue.tile(tile_range.clone(), &mut self.tile);
-            self.logits.resize(step * width, 0.0);
-            let logits = &mut self.logits[..count * width];
+            let tile = match queue.stored(tile_range.clone()) {
+                Some(tile) => tile,
+                None => {
+                    let tile = self.tile.resize(count * dim);
+                    queue.read_rows(tile_range.clone(), tile);
+                    tile
+                }
+            };
+            let logits = self.logits.resize(count * width);
             product::logits(&block.queries, tile, dim, width, logits);
             if pass.oracle {
                 mask(logits, block, queue, tile_range, &mut self.masked);

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::aligned::Aligned;
 use super::contrast::{Totals, exponent_scale};
 use super::rank::{Ranked, norm};
 use super::vector;
@@ -246,7 +247,7 @@ pub(super) struct Mixer {
     /// The queue rows that are gathered, ascending.
     named: Vec<u32>,
     /// The gathered rows, then the query, [named + 1][dim].
-    rows: Vec<f32>,
+    rows: Aligned,
     /// ‖row‖² of each.
     squares: Vec<f32>,
     /// q·row of each.
@@ -343,19 +344,27 @@ impl Mixer {
         {
             self.slots[position as usize] = NAMED;
         }
-        self.named.clear();
-        self.squares.clear();
-        self.logits.clear();
+        // Every hardest is written and the cursor moves past those that are named: which are is a
+        // matter of chance, and would be mispredicted.
+        let mut count = 0;
+        self.named.resize(hardest.len(), 0);
+        self.logits.resize(hardest.len() + 1, 0.0);
         for ((slot, &row), &logit) in self.slots.iter_mut().zip(hardest).zip(hardest_logits) {
-            if *slot == NAMED {
-                *slot = self.named.len() as u32;
-                self.named.push(row);
-                self.squares.push(queue.squared_norms()[row as usize]);
-                self.logits.push(logit);
-            }
+            (self.named[count], self.logits[count]) = (row, logit);
+            let named = *slot == NAMED;
+            *slot = count as u32;
+            count += usize::from(named);
         }
-        queue.gather(&self.named, &mut self.rows);
-        self.rows.extend_from_slice(query);
+        self.named.truncate(count);
+        self.logits.truncate(count);
+        let squares = queue.squared_norms();
+        self.squares.clear();
+        self.squares
+            .extend(self.named.iter().map(|&row| squares[row as usize]));
+        let gathered = self.named.len() * query.len();
+        let rows = self.rows.resize(gathered + query.len());
+        queue.gather(&self.named, &mut rows[..gathered]);
+        rows[gathered..].copy_from_slice(query);
         let query_square = norm(query).powi(2) as f32;
         self.squares.push(query_square);
         self.logits.push(query_square);

@@ -9,13 +9,14 @@
 //!
 //! Below them: `contrast` is that pass (logits, exponentials and gradient tile by tile), `sample`
 //! finds each query's threshold before it, `product` wraps the matrix product, `vector` holds the
-//! loops that must be vectorised.
+//! loops that must be vectorised, and `aligned` the buffers that they run over.
 //!
 //! Queries are taken in blocks of up to 64, transposed so that a query is a lane: logits lie
 //! as `[queue row][lane]`, every reduction over the queue is vertical, and a query's arithmetic is
 //! the same whatever its neighbours are. So a row's bits depend neither on the batch it is in nor
 //! on the number of threads.
 
+mod aligned;
 mod contrast;
 mod info_nce;
 mod mix;

@@ -5,6 +5,8 @@
 
 use gemm::Parallelism;
 
+use super::aligned::Aligned;
+
 /// Depth of one call. A library may cut deeper sums at a place that depends on the number of lanes
 /// and so change a row's bits with its block; up to this depth a sum is one chain.
 const DEPTH: usize = 256;
@@ -90,9 +92,8 @@ pub(super) fn accumulate(
 }
 
 /// Transposes `rows`, [count][dim], into `block`, [dim][width], with zeros in the lanes left over.
-pub(super) fn transpose(rows: &[f32], dim: usize, width: usize, block: &mut Vec<f32>) {
-    block.clear();
-    block.resize(dim * width, 0.0);
+pub(super) fn transpose(rows: &[f32], dim: usize, width: usize, block: &mut Aligned) {
+    let block = block.zeros(dim * width);
     for (lane, row) in rows.chunks_exact(dim).enumerate() {
         for (k, x) in row.iter().enumerate() {
             block[k * width + lane] = *x;

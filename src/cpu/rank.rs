@@ -243,23 +243,18 @@ pub(super) fn select(parts: &[&[Candidate]], indices: &mut [u32], logits: &mut [
     let mut ties = count - above.iter().filter(|&&key| key > boundary).count();
     // Every candidate is written and the cursor moves past those that stay: which stay is as good
     // as random, and a branch on it would be mispredicted every other time.
-    let none = Candidate {
-        logit: f32::NEG_INFINITY,
-        index: NO_ROW,
-    };
-    let mut kept = vec![none; count + 1];
     let mut at = 0;
     for candidate in parts.iter().copied().flatten() {
+        if at == count {
+            break;
+        }
         let key = ordered_key(candidate.logit);
         let tie = key == boundary && ties > 0;
-        kept[at] = *candidate;
+        (indices[at], logits[at]) = (candidate.index, candidate.logit);
         at += usize::from(key > boundary || tie);
         ties -= usize::from(tie);
     }
     debug_assert_eq!(at, count);
-    for ((kept, index), logit) in kept.iter().zip(indices).zip(logits).take(count) {
-        (*index, *logit) = (kept.index, kept.logit);
-    }
     count
 }
 
@@ -281,13 +276,12 @@ impl<'a> Candidates<'a> {
         partials: &'a [Partial],
     ) -> Self {
         let mut repaired = BTreeMap::new();
-        let mut again = block.clone();
-        again.thresholds = [f32::INFINITY; LANES];
-        for lane in 0..block.rows.len() {
+        let mut thresholds = [f32::INFINITY; LANES];
+        for (lane, threshold) in thresholds[..block.rows.len()].iter_mut().enumerate() {
             let found: usize = partials.iter().map(|p| p.candidates[lane].len()).sum();
             let masked: usize = partials.iter().map(|p| p.masked[lane] as usize).sum();
             if found < hardest.min(queue.capacity() - masked) {
-                again.thresholds[lane] = f32::NEG_INFINITY;
+                *threshold = f32::NEG_INFINITY;
                 repaired.insert(lane, Vec::new());
             }
         }
@@ -298,8 +292,11 @@ impl<'a> Candidates<'a> {
                 candidates: true,
                 oracle,
             };
-            let block = std::slice::from_ref(&again);
-            run_blocks(block, queue, pass, &mut Vec::new(), |_, partials| {
+            let again = Block {
+                thresholds,
+                ..block.clone()
+            };
+            run_blocks(&[again], queue, pass, &mut Vec::new(), |_, partials| {
                 for (&lane, all) in &mut repaired {
                     all.extend(partials.iter().flat_map(|p| &p.candidates[lane]));
                 }

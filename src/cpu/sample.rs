@@ -43,15 +43,15 @@ pub(super) fn set_thresholds(blocks: &mut [Block], queue: &Queue, hardest: usize
     if capacity < 4 * SAMPLE_ROWS || rank > SAMPLE_ROWS / 2 {
         return;
     }
+    let indices: Vec<u32> = (0..SAMPLE_ROWS)
+        .map(|stride| sampled_row(stride, capacity, SAMPLE_ROWS) as u32)
+        .collect();
     let mut sample = vec![0.0; SAMPLE_ROWS * dim];
-    let mut labels = vec![NO_LABEL; SAMPLE_ROWS];
-    for (stride, row) in sample.chunks_exact_mut(dim).enumerate() {
-        let index = sampled_row(stride, capacity, SAMPLE_ROWS);
-        queue.read_row(index, row);
-        if let (true, Some(own)) = (oracle, queue.labels()) {
-            labels[stride] = own[index];
-        }
-    }
+    queue.gather(&indices, &mut sample);
+    let labels: Vec<u32> = match queue.labels().filter(|_| oracle) {
+        Some(own) => indices.iter().map(|&row| own[row as usize]).collect(),
+        None => vec![NO_LABEL; SAMPLE_ROWS],
+    };
     blocks.par_iter_mut().for_each_init(
         || {
             (

@@ -237,6 +237,16 @@ pub(super) fn pair_dots(rows: &[f32], dim: usize, first: &[u32], second: &[u32],
     }
 }
 
+/// The first N of the values, zeros where there are fewer.
+#[inline(always)]
+fn padded<T: Copy + Default, const N: usize>(values: &[T]) -> [T; N] {
+    values.first_chunk().copied().unwrap_or_else(|| {
+        let mut padded = [T::default(); N];
+        padded[..values.len()].copy_from_slice(values);
+        padded
+    })
+}
+
 /// q·h and 1/r of each mixture h = (w a + (1−w) b)/r from products of its two rows: the squares and
 /// logits of all rows, which `first` and `second` point into, and the `dots` of the pairs.
 ///
@@ -256,22 +266,24 @@ pub(super) fn mixtures(
     const TOO_SHORT: f64 = SHORTEST * SHORTEST;
     for start in (0..weights.len()).step_by(LANES) {
         let count = LANES.min(weights.len() - start);
-        let (mut v, mut dot) = ([0.0f64; LANES], [0.0f64; LANES]);
-        let (mut square, mut logit) = ([[0.0f64; LANES]; 2], [[0.0f64; LANES]; 2]);
-        for lane in 0..count {
-            let at = start + lane;
-            v[lane] = f64::from(weights[at]);
-            dot[lane] = f64::from(dots[at]);
-            for (side, row) in [first[at], second[at]].into_iter().enumerate() {
-                square[side][lane] = f64::from(squares[row as usize]);
-                logit[side][lane] = f64::from(logits[row as usize]);
+        let v: [f32; LANES] = padded(&weights[start..]);
+        let dot: [f32; LANES] = padded(&dots[start..]);
+        let rows: [[u32; LANES]; 2] = [padded(&first[start..]), padded(&second[start..])];
+        let (mut square, mut logit) = ([[0.0f32; LANES]; 2], [[0.0f32; LANES]; 2]);
+        for side in 0..2 {
+            for lane in 0..LANES {
+                square[side][lane] = squares[rows[side][lane] as usize];
+                logit[side][lane] = logits[rows[side][lane] as usize];
             }
         }
         let (mut inverse, mut value) = ([0.0f64; LANES], [0.0f64; LANES]);
         for lane in 0..LANES {
-            let w = 1.0 - v[lane];
-            let parts = v[lane] * v[lane] * square[0][lane] + w * w * square[1][lane];
-            let squared = parts + 2.0 * v[lane] * w * dot[lane];
+            let (v, dot) = (f64::from(v[lane]), f64::from(dot[lane]));
+            let square = [f64::from(square[0][lane]), f64::from(square[1][lane])];
+            let logit = [f64::from(logit[0][lane]), f64::from(logit[1][lane])];
+            let w = 1.0 - v;
+            let parts = v * v * square[0] + w * w * square[1];
+            let squared = parts + 2.0 * v * w * dot;
             // A square may overflow f32 where no logit does.
             let sound =
                 squared >= parts * (1.0 / 16.0) && squared >= TOO_SHORT && squared.is_finite();
@@ -280,7 +292,7 @@ pub(super) fn mixtures(
             } else {
                 f64::NAN
             };
-            value[lane] = (v[lane] * logit[0][lane] + w * logit[1][lane]) * inverse[lane];
+            value[lane] = (v * logit[0] + w * logit[1]) * inverse[lane];
         }
         for lane in 0..count {
             mixed[start + lane] = value[lane] as f32;
