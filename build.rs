@@ -20,12 +20,15 @@ mod cuda {
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
-    const HEADER: &str = "kernels/params.h";
+    /// The folder of the kernels; tests that plant defects in a copy name that.
+    const FOLDER: &str = "HARDMIX_KERNELS";
+    const HEADER: &str = "params.h";
     const FIX: &str = "run `eval \"$(tools/cuda-toolkit)\"`, which fetches what the feature `cuda` \
                        is built with and sets CUDA_HOME";
 
     pub fn build() -> Result<(), String> {
         for variable in [
+            FOLDER,
             "CUDA_HOME",
             "CUDA_PATH",
             "NVCC",
@@ -44,12 +47,13 @@ mod cuda {
             None if documentation => {}
             None => return Err(format!("no nvcc was found: {FIX}")),
         }
-        bind(&out)?;
+        let folder = env::var_os(FOLDER).map_or_else(|| "kernels".into(), PathBuf::from);
+        bind(&folder.join(HEADER), &out)?;
         let kernels = if documentation {
             Vec::new()
         } else {
             let home = home.as_deref().expect("nvcc was found");
-            compile_all(&nvcc_of(home), &out)?
+            compile_all(&nvcc_of(home), &folder, &out)?
         };
         embed(&kernels, &out)
     }
@@ -93,41 +97,41 @@ mod cuda {
     }
 
     /// The structs and constants that kernels and Rust share, with tests of their layout.
-    fn bind(out: &Path) -> Result<(), String> {
-        println!("cargo:rerun-if-changed={HEADER}");
+    fn bind(header: &Path, out: &Path) -> Result<(), String> {
+        let header = header.display().to_string();
+        println!("cargo:rerun-if-changed={header}");
         // Without it bindgen would panic.
         clang_sys::load().map_err(|reason| format!("no libclang was found ({reason}): {FIX}"))?;
         bindgen::Builder::default()
-            .header(HEADER)
+            .header(&header)
             .clang_args(["-xc++", "-std=c++17"])
-            .allowlist_file(HEADER)
+            .allowlist_file(&header)
             .layout_tests(true)
             .formatter(bindgen::Formatter::None)
             .generate()
-            .map_err(|error| format!("{HEADER}: {error}"))?
+            .map_err(|error| format!("{header}: {error}"))?
             .write_to_file(out.join("params.rs"))
             .map_err(|error| error.to_string())
     }
 
     /// One image a file of kernels, compiled again only where it or a header has changed.
-    fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<String>, String> {
-        let headers = files("kernels/device", "cuh")?;
-        let mut shared = vec![PathBuf::from(HEADER)];
-        shared.extend(headers);
-        // The folders, for a file that appears or goes.
-        println!("cargo:rerun-if-changed=kernels");
+    fn compile_all(nvcc: &Path, folder: &Path, out: &Path) -> Result<Vec<String>, String> {
+        let mut headers = files(&folder.join("device"), "cuh")?;
+        headers.push(folder.join(HEADER));
+        println!("cargo:rerun-if-changed={}", folder.display());
         let mut names = Vec::new();
-        for source in files("kernels", "cu")? {
+        for source in files(folder, "cu")? {
             let name = source.file_stem().expect("a .cu file has a name");
             let name = name.to_string_lossy().into_owned();
-            compile(nvcc, &source, &shared, &out.join(&name))?;
+            compile(nvcc, &source, &headers, &out.join(&name))?;
             names.push(name);
         }
         Ok(names)
     }
 
-    fn files(folder: &str, extension: &str) -> Result<Vec<PathBuf>, String> {
-        let entries = fs::read_dir(folder).map_err(|error| format!("{folder}: {error}"))?;
+    fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
+        let entries =
+            fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         let mut found: Vec<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| path.extension().is_some_and(|e| e == extension))
@@ -155,7 +159,9 @@ mod cuda {
         command
             .args(["-fatbin", "--compress-mode=none", "-lineinfo"])
             .args(["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"])
-            .args(["-Xptxas=-v", "-Ikernels"])
+            .arg("-Xptxas=-v")
+            .arg("-I")
+            .arg(source.parent().expect("a file has a folder"))
             .args(architectures()?)
             .arg("-o")
             .arg(&image)

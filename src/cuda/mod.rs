@@ -14,6 +14,27 @@
 //! size. Inputs are slices and views of cudarc's alike, and what is wrong with them is an error before
 //! anything is launched. What only the device can see, a NaN, is a status that the caller reads when
 //! it suits.
+//!
+//! ```no_run
+//! use hardmix::cuda::{self, Device, Precision, Ranked, Workspace};
+//! use hardmix::{DType, Queue};
+//!
+//! let device = Device::new(0)?;
+//! let mut queue = cuda::Queue::from_host(&device, &Queue::random(65_536, 128, DType::Bf16, 0)?)?;
+//! let mut workspace = Workspace::new(&device)?;
+//! let mut ranked = Ranked::new(&device, 256, 1024)?;
+//!
+//! // From your encoders: [batch, dim], in device memory.
+//! # let queries = device.upload("queries", &[0.0f32; 256 * 128])?;
+//! # let keys = device.upload("keys", &[0.0f32; 256 * 128])?;
+//! let (exact, work) = (Precision::Exact, &mut workspace);
+//! cuda::rank(&device, &queries, &queue, 1024, None, exact, work, &mut ranked)?;
+//! let hardest = ranked.indices(); // [256, 1024], for whatever comes next on the stream
+//! queue.enqueue_normalised(&device, &keys, None)?;
+//! ranked.check(&device)?; // waits, and tells of a query that was not a number
+//! # drop(hardest);
+//! # Ok::<(), hardmix::Error>(())
+//! ```
 
 mod contrast;
 mod device;
