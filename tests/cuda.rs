@@ -3,11 +3,9 @@
 
 mod common;
 
-use std::process::Command;
-
 use common::bits;
 use common::cases::{gaussian, small_integers, unit_rows};
-use common::cuda::{device, is_softgpu, to_host, under_all_schedules};
+use common::cuda::{alone, device, is_softgpu, to_host, under_all_schedules};
 use common::oracle::exact;
 use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
 use hardmix::cpu;
@@ -291,6 +289,37 @@ fn a_row_is_read_twice() {
     assert!(counted.bytes_written < 50 * 8 + 100);
 }
 
+/// The paper's shape, which softgpu would take minutes for: every list is right for the logits it was
+/// taken from, and those are the host's to within rounding.
+#[test]
+fn the_papers_shape_is_ranked_on_hardware() {
+    const DIM: usize = 128;
+    if is_softgpu() {
+        return;
+    }
+    let queries = unit_rows(&mut fastrand::Rng::with_seed(10), 256, DIM);
+    let there = upload(&queries);
+    for dtype in DTYPES {
+        let host = Queue::random(65_536, DIM, dtype, 10).expect("a queue");
+        let queue = cuda::Queue::from_host(device(), &host).expect("a copy");
+        let all = rank(&there, &queue, 65_536, Precision::Exact);
+        let own = rank(&there, &queue, 1024, Precision::Exact);
+        let expected = cpu::rank(&queries, &host, 65_536, None).expect("ranked");
+        let bound = common::tolerance::Arithmetic::TENSOR.gamma(DIM) * 1.01;
+        for b in 0..256 {
+            let logits = &all.logits[b * 65_536..(b + 1) * 65_536];
+            let list = &own.indices[b * 1024..(b + 1) * 1024];
+            exact(logits, |_| false, 1024, list).unwrap_or_else(|reason| panic!("{b}: {reason}"));
+        }
+        for (own, expected) in all.logits.iter().zip(&expected.logits) {
+            assert!(
+                (own - expected).abs() as f64 <= 2.0 * bound,
+                "{own}, {expected}"
+            );
+        }
+    }
+}
+
 /// Lists and workspace that have served other shapes give what fresh ones give.
 #[test]
 fn used_memory_gives_the_same_bits() {
@@ -382,10 +411,9 @@ fn outputs_that_lie_in_inputs_are_refused() {
 
 #[test]
 fn memory_that_is_not_there_is_an_error_and_nothing_is_lost() {
-    const TEST: &str = "memory_that_is_not_there_is_an_error_and_nothing_is_lost";
     // Other tests would allocate meanwhile.
-    if std::env::var_os(ALONE).is_none() {
-        return in_a_process_of_its_own(TEST);
+    if !alone("memory_that_is_not_there_is_an_error_and_nothing_is_lost") {
+        return;
     }
     let free = || {
         device()
@@ -422,25 +450,10 @@ fn no_such_device_is_an_error() {
     assert_eq!(error.to_string(), expected);
 }
 
-/// Runs a test of this file again in a process of its own, where it takes its other branch.
-fn in_a_process_of_its_own(test: &str) {
-    let program = std::env::current_exe().expect("this program");
-    let output = Command::new(program)
-        .args(["--exact", test, "--nocapture"])
-        .env(ALONE, "1")
-        .output()
-        .expect("it runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-}
-
-const ALONE: &str = "HARDMIX_TEST_ALONE";
-
 #[test]
 fn without_a_driver_there_is_an_error_and_no_panic() {
-    const TEST: &str = "without_a_driver_there_is_an_error_and_no_panic";
-    if std::env::var_os(ALONE).is_none() {
-        return in_a_process_of_its_own(TEST);
+    if !alone("without_a_driver_there_is_an_error_and_no_panic") {
+        return;
     }
     // Where the machine has a driver, there is nothing to be seen.
     let result: Result<Device> = Device::new(0);
@@ -457,9 +470,8 @@ fn without_a_driver_there_is_an_error_and_no_panic() {
 /// A kernel that fails loses the context, and every later call says so.
 #[test]
 fn a_kernel_that_fails_is_an_error_that_says_what_is_lost() {
-    const TEST: &str = "a_kernel_that_fails_is_an_error_that_says_what_is_lost";
-    if std::env::var_os(ALONE).is_none() {
-        return in_a_process_of_its_own(TEST);
+    if !alone("a_kernel_that_fails_is_an_error_that_says_what_is_lost") {
+        return;
     }
     if !is_softgpu() {
         return;

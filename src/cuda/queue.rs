@@ -72,8 +72,18 @@ impl Queue {
     /// A copy of a queue in host memory.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Driver`].
+    /// [`Error::OutOfRange`] for 2³¹ rows or dimensions or more, [`Error::OutOfMemory`],
+    /// [`Error::Driver`].
     pub fn from_host(device: &Device, queue: &host::Queue) -> Result<Self> {
+        for (argument, value) in [("capacity", queue.capacity()), ("dim", queue.dim())] {
+            if value >= 1 << 31 {
+                return Err(Error::OutOfRange {
+                    argument,
+                    value: value.to_string(),
+                    expected: "less than 2^31",
+                });
+            }
+        }
         let rows = match queue.rows() {
             host::Rows::F32(data) => Rows::F32(device.upload("queue", data)?),
             host::Rows::F16(data) => Rows::F16(device.upload("queue", data)?),

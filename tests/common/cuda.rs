@@ -1,5 +1,6 @@
 //! The GPU path of the library: on softgpu, or with `REQUIRE_GPU=1` on the machine's own GPU.
 
+use std::process::Command;
 use std::sync::OnceLock;
 
 use hardmix::cpu::{self, Synthetic};
@@ -19,10 +20,38 @@ pub fn device() -> &'static Device {
     })
 }
 
+/// Set in a process that a test has to itself.
+const ALONE: &str = "HARDMIX_TEST_ALONE";
+
+/// Whether a test has this process to itself. If not, it has just run, and passed, in another.
+pub fn alone(test: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let program = std::env::current_exe().expect("this program");
+    let output = Command::new(program)
+        .args(["--exact", test, "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .expect("it runs");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+    false
+}
+
 /// The lists of a device in host memory.
 pub fn to_host(ranked: &cuda::Ranked) -> Result<cpu::Ranked> {
-    ranked.check(device())?;
-    let stream = device().stream();
+    to_host_of(device(), ranked)
+}
+
+/// The same, copied on a device of the caller's.
+pub fn to_host_of(device: &Device, ranked: &cuda::Ranked) -> Result<cpu::Ranked> {
+    ranked.check(device)?;
+    let stream = device.stream();
     Ok(cpu::Ranked {
         hardest: ranked.hardest(),
         indices: stream.clone_dtoh(&ranked.indices()).expect("indices"),

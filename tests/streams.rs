@@ -1,0 +1,137 @@
+//! The GPU path on streams of the caller's, and captured in a graph.
+//!
+//! Each test has a process of its own: what is a stream's or a graph's way of waiting belongs to the
+//! context.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use common::cases::unit_rows;
+use common::cuda::{alone, device, is_softgpu, to_host_of};
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use hardmix::cuda::{self, Precision, Ranked, Workspace};
+use hardmix::{DType, Queue};
+
+const DIM: usize = 24;
+
+/// Three streams: inputs are made on one, ranked on another and read on a third, with no wait of the
+/// host between.
+#[test]
+fn what_another_stream_made_is_waited_for() {
+    if !alone("what_another_stream_made_is_waited_for") {
+        return;
+    }
+    let first = device();
+    let context = first.stream().context();
+    let other = || {
+        let stream = context.new_stream().expect("a stream");
+        first.with_stream(stream).expect("of the same context")
+    };
+    let (second, third) = (other(), other());
+    let rng = &mut fastrand::Rng::with_seed(1);
+    let queries = unit_rows(rng, 5, DIM);
+    let mut host = Queue::random(150, DIM, DType::Bf16, 1).expect("a queue");
+    let mut queue = cuda::Queue::from_host(first, &host).expect("a copy");
+    let mut workspace = Workspace::new(&third).expect("a workspace");
+    let mut ranked = Ranked::new(first, 5, 20).expect("lists");
+    for round in 0..4 {
+        let keys = unit_rows(rng, 20, DIM);
+        host.enqueue(&keys, None).expect("keys");
+        let keys = third.upload("keys", &keys).expect("keys");
+        queue.enqueue(first, &keys, None).expect("keys");
+        let there = first.upload("queries", &queries).expect("queries");
+        let (exact, work) = (Precision::Exact, &mut workspace);
+        cuda::rank(&second, &there, &queue, 20, None, exact, work, &mut ranked).expect("ranked");
+        let own = to_host_of(&third, &ranked).expect("finite");
+        let expected = hardmix::cpu::rank(&queries, &host, 20, None).expect("ranked");
+        assert_eq!(own.indices, expected.indices, "round {round}");
+    }
+    queue.check(&second).expect("finite keys");
+    assert_eq!(queue.to_host(&third).expect("a copy"), host);
+}
+
+/// A step of a queue, captured once and replayed, goes on where the last replay stopped.
+#[test]
+fn a_captured_graph_goes_on_where_it_stopped() {
+    if !alone("a_captured_graph_goes_on_where_it_stopped") {
+        return;
+    }
+    // SAFETY: everything here is on one stream.
+    unsafe { device().stream().context().disable_event_tracking() };
+    let stream = device().stream().context().new_stream().expect("a stream");
+    let device = device().with_stream(stream).expect("of the same context");
+    let rng = &mut fastrand::Rng::with_seed(2);
+    let (queries, keys) = (unit_rows(rng, 3, DIM), unit_rows(rng, 40, DIM));
+    let mut host = Queue::random(100, DIM, DType::F32, 2).expect("a queue");
+    let mut queue = cuda::Queue::from_host(&device, &host).expect("a copy");
+    let there = device.upload("queries", &queries).expect("queries");
+    let new = device.upload("keys", &keys).expect("keys");
+    let mut workspace = Workspace::new(&device).expect("a workspace");
+    let mut ranked = Ranked::new(&device, 3, 7).expect("lists");
+    let mut step = || {
+        let (exact, work) = (Precision::Exact, &mut workspace);
+        cuda::rank(&device, &there, &queue, 7, None, exact, work, &mut ranked).expect("ranked");
+        queue.enqueue(&device, &new, None).expect("keys");
+    };
+    // The first plans all memory; one that is captured must not.
+    step();
+    host.enqueue(&keys, None).expect("keys");
+    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+    device.stream().begin_capture(mode).expect("a capture");
+    step();
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = device.stream().end_capture(flags).expect("captured");
+    let graph = graph.expect("a graph");
+    for replay in 0..5 {
+        let expected = hardmix::cpu::rank(&queries, &host, 7, None).expect("ranked");
+        graph.launch().expect("a launch");
+        host.enqueue(&keys, None).expect("keys");
+        let own = to_host_of(&device, &ranked).expect("finite");
+        assert_eq!(own.indices, expected.indices, "replay {replay}");
+        assert_eq!(
+            queue.to_host(&device).expect("a copy"),
+            host,
+            "replay {replay}"
+        );
+    }
+}
+
+/// The same bits a thousand times on a GPU, while another stream keeps it busy.
+#[test]
+fn repeats_give_the_same_bits() {
+    if !alone("repeats_give_the_same_bits") {
+        return;
+    }
+    let (repeats, capacity, rows) = if is_softgpu() {
+        (3, 300, 5)
+    } else {
+        (1000, 20_000, 100)
+    };
+    let first = device();
+    let stream = first.stream().context().new_stream().expect("a stream");
+    let second = first.with_stream(stream).expect("of the same context");
+    let rng = &mut fastrand::Rng::with_seed(3);
+    let queries = unit_rows(rng, rows, DIM);
+    let host = Queue::random(capacity, DIM, DType::F16, 3).expect("a queue");
+    let mut results = Vec::new();
+    let mut on = [first, &second].map(|device| {
+        let queue = cuda::Queue::from_host(device, &host).expect("a copy");
+        let queries = device.upload("queries", &queries).expect("queries");
+        let workspace = Workspace::new(device).expect("a workspace");
+        let ranked = Ranked::new(device, rows, 100).expect("lists");
+        (device, queue, queries, workspace, ranked)
+    });
+    for _ in 0..repeats {
+        for (device, queue, queries, work, out) in &mut on {
+            let exact = Precision::Exact;
+            cuda::rank(device, queries, queue, 100, None, exact, work, out).expect("ranked");
+        }
+        for (device, .., ranked) in &on {
+            let own = to_host_of(device, ranked).expect("finite");
+            let bits: Vec<u32> = own.logits.iter().map(|x| x.to_bits()).collect();
+            results.push((own.indices, bits));
+        }
+        results.dedup();
+        assert_eq!(results.len(), 1, "the bits differ");
+    }
+}
