@@ -56,7 +56,8 @@ fn compare(gpu: &Gpu, name: &str, figures: &[f64], launch: impl Fn()) {
             }));
         }
         softgpu::set_unchecked(false);
-        let allowed = figure * ALLOWED * calibration / CALIBRATION;
+        // A machine with faster memory is not held to more: launches hardly use it.
+        let allowed = figure * ALLOWED * (calibration / CALIBRATION).max(1.0);
         let checks = if unchecked { "unchecked" } else { "checked" };
         println!(
             "{name}, {checks}: {kernel:.1} ms of {allowed:.1} allowed (calibration {calibration:.1})"

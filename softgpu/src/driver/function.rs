@@ -1,6 +1,5 @@
 //! Chapter "Execution Control", first half: functions and their attributes.
 
-use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int};
 use std::sync::{Arc, Mutex};
 
@@ -26,7 +25,8 @@ pub struct Function {
     _module: Arc<Module>,
     kernel: Arc<Kernel>,
     c_name: CString,
-    set: Mutex<HashMap<c_int, c_int>>,
+    /// The attributes that were set.
+    set: Mutex<[Option<c_int>; ATTRIBUTES.end as usize]>,
 }
 
 impl Function {
@@ -54,7 +54,7 @@ impl Function {
     /// The most dynamic shared memory that its attribute allows, bytes.
     pub fn max_dynamic_shared(&self) -> u32 {
         let unset = SHARED_PER_BLOCK.saturating_sub(self.kernel.static_shared);
-        let set = lock(&self.set).get(&MAX_DYNAMIC_SHARED).copied();
+        let set = self.set_to(MAX_DYNAMIC_SHARED);
         set.and_then(|set| u32::try_from(set).ok()).unwrap_or(unset)
     }
 
@@ -88,7 +88,7 @@ impl Function {
     }
 
     fn set_to(&self, attribute: c_int) -> Option<c_int> {
-        lock(&self.set).get(&attribute).copied()
+        lock(&self.set)[attribute as usize]
     }
 
     fn attribute(&self, attribute: c_int) -> CuResult<c_int> {
@@ -130,7 +130,7 @@ impl Function {
         } else if !SETTABLE.contains(&attribute) || (attribute != 9 && value < 0) || value < -1 {
             return Err(CuError::INVALID_VALUE);
         }
-        lock(&self.set).insert(attribute, value);
+        lock(&self.set)[attribute as usize] = Some(value);
         Ok(())
     }
 }

@@ -16,7 +16,6 @@ use cudarc::driver::{
     LaunchArgs, LaunchConfig, ValidAsZeroBits,
 };
 use softgpu::Device;
-use softgpu::check::Check;
 use softgpu::launch::{Blocks, Copies, Schedule};
 
 /// Whether the whole matrix of schedules and shapes is asked for.
@@ -82,13 +81,6 @@ impl Gpu {
     pub fn follow(&self, schedule: Schedule) {
         if self.device == Device::Softgpu {
             softgpu::set_schedule(schedule);
-        }
-    }
-
-    /// Switches a check off until the next test.
-    pub fn without(&self, check: Check) {
-        if self.device == Device::Softgpu {
-            softgpu::set_check(check, false);
         }
     }
 

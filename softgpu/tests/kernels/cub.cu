@@ -98,11 +98,21 @@ KERNEL block_radix_rank(const u32* in, u32* out) {
   for (int i = 0; i < ITEMS; ++i) out[threadIdx.x * ITEMS + i] = ranks[i];
 }
 
+// CUB's merges look one key ahead (SerialMerge in block_merge_sort.cuh): past the last one they read
+// a word that its storage has for this and that nobody writes, and throw it away. softgpu finds that
+// read; here the word is written, so that every check can stay on.
+template <u32 KEYS, class Storage>
+__device__ __forceinline__ void fill_spare_key(Storage& shared) {
+  static_assert(sizeof(Storage) >= (KEYS + 1) * sizeof(u32));
+  reinterpret_cast<u32*>(&shared)[KEYS] = 0;
+}
+
 KERNEL block_merge_sort(const u32* in, u32* out) {
   using Sort = cub::BlockMergeSort<u32, THREADS, ITEMS>;
   __shared__ Sort::TempStorage shared;
   u32 keys[ITEMS];
   load_blocked(in, keys);
+  if (threadIdx.x == 0) fill_spare_key<THREADS * ITEMS>(shared);
   Sort(shared).Sort(keys, Less());
   store_blocked(out, keys);
 }
@@ -217,6 +227,7 @@ KERNEL warp_merge_sort(const u32* in, u32* out) {
   __shared__ Sort::TempStorage shared[THREADS / 32];
   u32 keys[ITEMS];
   load_blocked(in, keys);
+  if (threadIdx.x % 32 == 0) fill_spare_key<32 * ITEMS>(shared[threadIdx.x / 32]);
   Sort(shared[threadIdx.x / 32]).Sort(keys, Less());
   store_blocked(out, keys);
 }
