@@ -17,6 +17,7 @@ mod cuda {
     use std::fmt::Write as _;
     use std::fs;
     use std::hash::{Hash, Hasher};
+    use std::iter;
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
@@ -148,17 +149,17 @@ mod cuda {
             .cudart("none")
             .cargo_metadata(false)
             .cargo_warnings(false)
-            .warnings(false)
             // With it nvcc would not optimise the device's code.
             .debug(false)
             .opt_level(3)
+            .extra_warnings(true)
             .flag("-std=c++17")
             .try_get_compiler()
             .map_err(|error| format!("{}: {error}: {FIX}", nvcc.display()))?
             .to_command();
         command
             .args(["-fatbin", "--compress-mode=none", "-lineinfo"])
-            .args(["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"])
+            .arg("-Werror=all-warnings")
             .arg("-Xptxas=-v")
             .arg("-I")
             .arg(source.parent().expect("a file has a folder"))
@@ -168,7 +169,7 @@ mod cuda {
             .arg(source);
 
         let mut hasher = DefaultHasher::new();
-        format!("{command:?}").hash(&mut hasher);
+        line_of(&command).hash(&mut hasher);
         for file in headers.iter().chain([&source.to_path_buf()]) {
             let text = fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
             text.hash(&mut hasher);
@@ -185,6 +186,13 @@ mod cuda {
         fs::write(&key_file, key).map_err(|error| error.to_string())
     }
 
+    /// Program and arguments, without the environment that cc gives it.
+    fn line_of(command: &Command) -> String {
+        let words = iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
     fn run(command: &mut Command) -> Result<Vec<u8>, String> {
         let output = command
             .output()
@@ -193,7 +201,8 @@ mod cuda {
             Ok(output.stderr)
         } else {
             Err(format!(
-                "nvcc fails: {command:?}\n{}{}",
+                "nvcc fails: {}\n{}{}",
+                line_of(command),
                 String::from_utf8_lossy(&output.stdout),
                 String::from_utf8_lossy(&output.stderr)
             ))
