@@ -66,6 +66,7 @@ pub mod draws;
 mod error;
 mod output;
 mod queue;
+mod report;
 
 pub use batch::Batch;
 pub use config::{Config, PaperSetting, QueryGradient, Reduction};

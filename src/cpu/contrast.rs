@@ -12,6 +12,7 @@ use super::aligned::Aligned;
 use super::{LANES, product, vector};
 use crate::batch::Batch;
 use crate::queue::{NO_LABEL, Queue};
+use crate::report::UNIFORMITY_FACTOR;
 
 /// Elements of a queue tile: 256 KB in f32, which with its logits fits a core's L2 of 512 KB to
 /// 1 MB. See docs/performance.md for the measurement.
@@ -29,9 +30,6 @@ const SLACK_TEMPERATURES: f32 = 16.0;
 
 /// And by at most this much in itself, for the uniformity's exponentials, e^{4 l}.
 const SLACK: f32 = 4.0;
-
-/// The exponent's factor in the uniformity: 2t with t = 2.
-pub(super) const UNIFORMITY_FACTOR: f32 = 4.0;
 
 /// A logit that passed the threshold, and its queue row.
 #[derive(Debug, Clone, Copy)]
@@ -254,7 +252,7 @@ impl Partial {
                         logits,
                         width,
                         &shift,
-                        exponent_scale(1.0 / UNIFORMITY_FACTOR),
+                        exponent_scale(1.0 / UNIFORMITY_FACTOR as f32),
                         &mut self.uniformity,
                     );
                 }
@@ -370,7 +368,7 @@ fn follow(
             uniformity[lane] *= change_of_shift(
                 shift[lane],
                 max[lane],
-                exponent_scale(1.0 / UNIFORMITY_FACTOR),
+                exponent_scale(1.0 / UNIFORMITY_FACTOR as f32),
             );
             factors[lane] = factor as f32;
             shift[lane] = max[lane];
@@ -405,8 +403,11 @@ impl Totals {
         if shift > self.shift {
             let factor = change_of_shift(self.shift, shift, exponent_scale(temperature));
             self.total *= factor;
-            self.uniformity *=
-                change_of_shift(self.shift, shift, exponent_scale(1.0 / UNIFORMITY_FACTOR));
+            self.uniformity *= change_of_shift(
+                self.shift,
+                shift,
+                exponent_scale(1.0 / UNIFORMITY_FACTOR as f32),
+            );
             direction.iter_mut().for_each(|x| *x *= factor as f32);
             self.shift = shift;
         }
@@ -450,7 +451,7 @@ pub(super) fn merge(
             * change_of_shift(
                 partial.shift[lane],
                 shift,
-                exponent_scale(1.0 / UNIFORMITY_FACTOR),
+                exponent_scale(1.0 / UNIFORMITY_FACTOR as f32),
             );
         for (sum, row) in direction.iter_mut().zip(partial.sums.chunks_exact(width)) {
             *sum = (factor as f32).mul_add(row[lane], *sum);
