@@ -100,3 +100,278 @@ struct RankParams {
   uint32_t first_row;  // what the status calls the first of the rows
   uint32_t infinities;  // whether they are logits like any other
 };
+
+// ── mix ──────────────────────────────────────────────────────────────────────────────────────────
+
+// Threads of a block, and the lanes that share a mixture: enough to have its two rows' loads under way
+// at once, few enough that short rows leave none idle.
+constexpr uint32_t MIX_THREADS = 256;
+constexpr uint32_t MIX_LANES = 8;
+constexpr uint32_t MIX_PER_BLOCK = MIX_THREADS / MIX_LANES;
+
+// The first draw that is refused, as NO_DRAW − (row·2^35 + kind·2^32 + index); 0 where none is. The
+// kinds are in the order in which a row's draws are looked at: positions behind the row's list, a
+// weight that is none, and a position whose entry in a list that was given lies behind the queue.
+constexpr uint64_t NO_DRAW = ~uint64_t(0);
+constexpr uint32_t DRAW_FIRST = 0;
+constexpr uint32_t DRAW_SECOND = 1;
+constexpr uint32_t DRAW_PICK = 2;
+constexpr uint32_t DRAW_ALPHA = 3;
+constexpr uint32_t DRAW_BETA = 4;
+constexpr uint32_t DRAW_LISTED = 5;
+
+// What is mixed from what: for `mix`, which makes logits, and for `mix_features`.
+struct MixParams {
+  const float* queries;            // [rows, dim]
+  const void* queue;               // [capacity, dim], in the type that the kernel is named by
+  const float* squared_norms;      // [capacity]
+  const uint32_t* hardest;         // [rows, hardest_width]
+  const float* hardest_logits;     // [rows, hardest_width]
+  const uint32_t* counts;          // [rows]
+  const uint32_t* faults;          // [rows], or null: a row with a fault has no hardest
+  const double* query_squares;     // [rows]
+  const uint64_t* seed_and_step;   // [2], or null: the draws are given
+  const uint32_t* given_first;     // [rows, mixed]
+  const uint32_t* given_second;    // [rows, mixed]
+  const float* given_alpha;        // [rows, mixed]
+  const uint32_t* given_pick;      // [rows, query_mixed]
+  const float* given_beta;         // [rows, query_mixed]
+  uint32_t* first;                 // the draws that are used: [rows, mixed]
+  uint32_t* second;                // [rows, mixed]
+  float* alpha;                    // [rows, mixed]
+  uint32_t* pick;                  // [rows, query_mixed]
+  float* beta;                     // [rows, query_mixed]
+  float* mixed_logits;             // [rows, mixed]
+  float* query_mixed_logits;       // [rows, query_mixed]
+  double* inverses;                // 1/r, [rows, mixed + query_mixed]
+  float* mixed_features;           // `mix_features` alone: [rows, mixed, dim]
+  float* query_mixed_features;     // [rows, query_mixed, dim]
+  uint64_t* refused_draw;          // 0, or the first draw that is refused
+  uint32_t dim;
+  uint32_t capacity;
+  uint32_t hardest_width;
+  uint32_t mixed;
+  uint32_t query_mixed;
+  uint32_t first_row;              // of the batch, for `refused_draw`
+  uint32_t row_offset;             // of the first row here among all shards, for the draws
+};
+
+// A row's synthetic negatives as exponentials, and as weights of its hardest.
+struct FoldParams {
+  const uint32_t* counts;            // [rows]
+  const uint32_t* faults;            // [rows]
+  const uint32_t* first;             // [rows, mixed]
+  const uint32_t* second;            // [rows, mixed]
+  const float* alpha;                // [rows, mixed]
+  const uint32_t* pick;              // [rows, query_mixed]
+  const float* beta;                 // [rows, query_mixed]
+  const float* mixed_logits;         // [rows, mixed]
+  const float* query_mixed_logits;   // [rows, query_mixed]
+  const double* inverses;            // [rows, mixed + query_mixed]
+  const float* shifts;               // [rows]
+  unsigned long long* weights;       // [rows, hardest_width], in units of 2^weight_exponent
+  int32_t* weight_exponents;         // [rows]
+  double* query_weights;             // [rows], what the query weighs in the gradient
+  double* synthetic_totals;          // [rows], the sum of the exponentials
+  float exponent_scale;              // log2(e) / temperature
+  uint32_t hardest_width;
+  uint32_t mixed;
+  uint32_t query_mixed;
+  uint32_t attached;                 // whether the gradient flows through the query in h'
+};
+
+// ── info_nce ─────────────────────────────────────────────────────────────────────────────────────
+
+// Threads of a block, and the logits of a row that a block takes: the partial sums are cut by the
+// queue's length alone.
+constexpr uint32_t INFO_NCE_THREADS = 256;
+constexpr uint32_t INFO_NCE_SPLIT = 4096;
+
+// Squared norms that a block takes.
+constexpr uint32_t LONGEST_SPLIT = 16384;
+
+// The rows whose queries and keys are multiplied with each other by the kernel that multiplies queries
+// and queue, so that a key that is also a queue row has that row's logit, to the bit.
+constexpr uint32_t PRODUCT_ROWS = 128;
+
+// Why a row cannot be computed.
+constexpr uint32_t FAULT_NONE = 0;
+constexpr uint32_t FAULT_QUERIES = 1;
+constexpr uint32_t FAULT_KEYS = 2;
+constexpr uint32_t FAULT_LOGITS = 3;
+
+// The largest squared norm of each split of the queue.
+struct LongestParams {
+  const float* squared_norms;  // [capacity]
+  float* longest;              // [splits]
+  uint32_t capacity;
+};
+
+// Before the product: which rows are usable, and what queries and keys alone give.
+struct PrepareParams {
+  const float* queries;   // [rows, dim]
+  const float* keys;      // [rows, dim]
+  const float* longest;   // [splits]
+  float* usable;          // [rows, dim], the queries, zeros where a row has a fault
+  uint32_t* faults;       // [rows]
+  double* query_squares;  // [rows]
+  uint32_t rows;
+  uint32_t dim;
+  uint32_t splits;
+  float stretch;          // max(1, 1/temperature)
+};
+
+// The largest unmasked logit of each split of a row, and how many are unmasked.
+struct MaximaParams {
+  const float* logits;            // [rows, capacity]
+  const uint32_t* query_labels;   // [rows], or null: nothing is masked
+  const uint32_t* queue_labels;   // [capacity], where there are query labels
+  float* maxima;                  // [rows, splits]
+  uint32_t* unmasked;             // [rows, splits]
+  uint32_t capacity;
+};
+
+// The shift of a row, and how its synthetic logits compare with the real ones and the positive.
+struct ShiftParams {
+  const float* maxima;               // [rows, splits]
+  const uint32_t* unmasked;          // [rows, splits]
+  const float* products;             // of queries and keys, [n, n] for each n = PRODUCT_ROWS rows, or
+                                     // fewer in the end; the positives are on the diagonals
+  const uint32_t* faults;            // [rows]
+  const float* mixed_logits;         // [rows, mixed]
+  const float* query_mixed_logits;   // [rows, query_mixed]
+  float* shifts;                     // [rows]
+  struct RowFigures* figures;        // [rows]
+  uint32_t rows;
+  uint32_t splits;
+  uint32_t mixed;
+  uint32_t query_mixed;
+};
+
+// Logits become exponentials in place, and the weights of the hardest join them.
+struct ExponentialsParams {
+  float* logits;                      // [rows, capacity]
+  const uint32_t* query_labels;       // [rows], or null: nothing is masked
+  const uint32_t* queue_labels;       // [capacity], where there are query labels
+  const float* shifts;                // [rows]
+  const struct RowFigures* figures;   // [rows]
+  const uint32_t* hardest;            // [rows, hardest_width]
+  const uint32_t* counts;             // [rows]
+  const unsigned long long* weights;  // [rows, hardest_width], or null: nothing was mixed
+  const int32_t* weight_exponents;    // [rows]
+  double* totals;                     // [rows, splits]
+  double* real_totals;                // relative to the largest real logit, or null
+  double* uniformity;                 // the same of e^{4 l}, or null
+  float exponent_scale;               // log2(e) / temperature
+  uint32_t capacity;
+  uint32_t hardest_width;
+};
+
+// Features that are given: their logits, and their part in the gradient.
+struct GivenParams {
+  const float* queries;              // [rows, dim]
+  const float* mixed;                // [rows, mixed, dim]
+  const float* query_mixed;          // [rows, query_mixed, dim]
+  const uint32_t* unmasked;          // [rows, splits]
+  const float* shifts;               // [rows], for the gradient
+  float* mixed_logits;               // [rows, mixed]
+  float* query_mixed_logits;         // [rows, query_mixed]
+  double* synthetic_totals;          // [rows]
+  float* direction;                  // [rows, dim], the weighted sum of the features
+  float exponent_scale;
+  uint32_t dim;
+  uint32_t splits;
+  uint32_t mixed_count;
+  uint32_t query_mixed_count;
+};
+
+// What a row contributes to losses and metrics.
+struct RowFigures {
+  double loss;
+  double log_sum_exp;
+  double positive_probability;
+  double real_log_sum_exp;    // over the positive and the real negatives
+  double log_uniformity;      // log of the sum of e^{4 l} over the real negatives
+  float positive;
+  float largest;              // the largest real logit
+  uint32_t unmasked;
+  uint32_t listed;
+  uint32_t mixed_harder;
+  uint32_t query_mixed_harder;
+  uint32_t same_label;
+  uint32_t labelled;
+  uint32_t hit;
+  uint32_t hit_with_synthetic;
+  uint32_t fault;
+  uint32_t overflow;          // whether a synthetic logit is not finite
+};
+
+// Sums become loss and gradient.
+struct FinishParams {
+  const float* queries;              // [rows, dim], usable ones
+  const float* keys;                 // [rows, dim]
+  const float* sums;                 // [splits, rows, dim], of `weigh`
+  const float* direction;            // [rows, dim], or null
+  const double* totals;              // [rows, splits of the logits]
+  const double* real_totals;         // or null
+  const double* uniformity;          // or null
+  const double* synthetic_totals;    // [rows], or null
+  const double* query_weights;       // [rows], or null
+  const float* shifts;               // [rows]
+  const uint32_t* faults;            // [rows]
+  const uint32_t* counts;            // [rows], or null
+  uint32_t* hardest;                 // [rows, hardest_width]
+  const uint32_t* query_labels;      // [rows], or null
+  const uint32_t* queue_labels;      // [capacity], or null
+  RowFigures* figures;               // [rows]
+  float* loss_rows;                  // [rows]
+  float* grad_queries;               // [rows, dim]
+  float* grad_keys;                  // [rows, dim], or null
+  float* mixed_logits;               // [rows, mixed]
+  float* query_mixed_logits;         // [rows, query_mixed]
+  double per_row;                    // 1, or 1/B for the mean
+  float temperature;
+  uint32_t rows;
+  uint32_t dim;
+  uint32_t sum_splits;
+  uint32_t logit_splits;
+  uint32_t hardest_width;
+  uint32_t mixed;
+  uint32_t query_mixed;
+};
+
+// The rows' losses become one.
+struct ReduceParams {
+  const RowFigures* figures;  // [rows]
+  float* loss;                // [1]
+  StatusWords* status;
+  double per_row;             // 1, or 1/B for the mean
+  uint32_t rows;
+};
+
+// ── weigh ────────────────────────────────────────────────────────────────────────────────────────
+
+// A block makes WEIGH_ROWS × WEIGH_COLUMNS sums from tiles of WEIGH_DEPTH queue rows. Its warps lie
+// four by two.
+constexpr uint32_t WEIGH_THREADS = 256;
+constexpr uint32_t WEIGH_ROWS = 64;
+constexpr uint32_t WEIGH_COLUMNS = 128;
+constexpr uint32_t WEIGH_DEPTH = 32;
+constexpr uint32_t WEIGH_STAGES = 3;
+// Elements between rows of the tiles in shared memory: fragments are then read without bank conflicts.
+constexpr uint32_t WEIGH_WEIGHT_STRIDE = WEIGH_DEPTH + 4;
+constexpr uint32_t WEIGH_QUEUE_STRIDE = WEIGH_COLUMNS + 8;
+
+struct WeighParams {
+  const float* weights;  // [rows, capacity]
+  const void* queue;     // [capacity, dim], in the type that the kernel is named by
+  float* sums;           // [splits, rows, dim]
+  uint32_t rows;
+  uint32_t capacity;
+  uint32_t dim;
+  uint32_t split_rows;       // queue rows of a split, a multiple of WEIGH_DEPTH
+  uint32_t row_tiles;        // the grid has row_tiles × column_tiles blocks a split
+  uint32_t column_tiles;
+  uint32_t weights_aligned;  // whether every row of the weights starts at a multiple of 16 bytes
+  uint32_t queue_aligned;    // and every row of the queue
+};

@@ -183,8 +183,9 @@ fn given_draws_are_used() {
         assert!(largest(&mirrored.mixed_logits, &expected, tolerance) <= 1.0);
         let mut moved = golden.given.clone();
         moved.alpha[0] = 1.0 - moved.alpha[0];
-        other.draws = hardmix::Draws::given(moved);
-        let moved = backend.step(&other).expect("a valid case");
+        let mut case = other.clone();
+        case.draws = hardmix::Draws::given(moved);
+        let moved = backend.step(&case).expect("a valid case");
         assert_ne!(moved.mixed_logits[0], output.mixed_logits[0]);
         assert_eq!(moved.mixed_logits[1..], output.mixed_logits[1..]);
         assert_eq!(moved.hardest, output.hardest);

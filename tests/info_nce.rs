@@ -139,7 +139,7 @@ fn compare(backend: &dyn Backend, case: &Case, synthetic: &Synthetic) -> Result<
 #[test]
 fn given_negatives_agree_with_the_reference() {
     for backend in backends() {
-        properties(250, recipes(), |recipe| {
+        properties(backend.cases(250), recipes(), |recipe| {
             let case = recipe.build();
             let synthetic = features(&case, recipe.seed ^ 5);
             compare(backend.as_ref(), &case, &synthetic).map_err(TestCaseError::fail)

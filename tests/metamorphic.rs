@@ -90,7 +90,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 fn a_dirty_workspace_gives_the_bits_of_a_fresh_one() {
     for backend in backends() {
         let step = std::cell::RefCell::new(backend.new_step(Config::moco()));
-        properties(150, recipes(), |recipe| {
+        properties(backend.cases(150), recipes(), |recipe| {
             let case = recipe.build();
             let mut step = step.borrow_mut();
             step.set_config(case.config.clone());
@@ -155,6 +155,9 @@ fn shards_give_the_rows_of_the_whole_batch() {
                 vec![8, 16, 31, 33, 64],
                 (1..70).collect::<Vec<_>>(),
             ] {
+                if backend.is_slow() && cuts.len() != 3 {
+                    continue;
+                }
                 let ends = cuts.iter().copied().chain([70]);
                 let starts = [0].into_iter().chain(cuts.iter().copied());
                 let sharded: Vec<_> = starts

@@ -95,7 +95,7 @@ fn compare(backend: &dyn Backend, case: &Case, cancelled: &Cell<usize>) -> Resul
 fn features_agree_with_the_reference() {
     for backend in backends() {
         let cancelled = Cell::new(0);
-        properties(200, recipes(), |mut recipe| {
+        properties(backend.cases(200), recipes(), |mut recipe| {
             recipe.hardest = recipe.hardest.max(1);
             compare(backend.as_ref(), &recipe.build(), &cancelled).map_err(TestCaseError::fail)
         });

@@ -220,16 +220,18 @@ fn a_gradient_that_overflows_is_reported() {
     let batch = hardmix::Batch::new(&queries, &keys, 2).unwrap();
     let config = hardmix::Config::moco().with_reduction(Reduction::Sum);
     let draws = hardmix::Draws::seeded(0, 0).unwrap();
-    let output = hardmix::cpu::Step::new(config)
-        .run(&batch, &queue, &draws)
-        .unwrap();
-    let row_0 = Status::NonFinite {
-        argument: "logits",
-        row: 0,
-    };
-    assert_eq!(output.status, row_0);
-    assert!(output.loss_rows[0].is_nan() && output.grad_queries[..2].iter().all(|g| g.is_nan()));
-    assert!(output.loss_rows[1].is_finite() && output.loss().is_err());
+    for backend in backends() {
+        let mut step = backend.new_step(config.clone());
+        let output = step.run(&batch, &queue, &draws).unwrap();
+        let row_0 = Status::NonFinite {
+            argument: "logits",
+            row: 0,
+        };
+        assert_eq!(output.status, row_0);
+        let gradient = &output.grad_queries[..2];
+        assert!(output.loss_rows[0].is_nan() && gradient.iter().all(|g| g.is_nan()));
+        assert!(output.loss_rows[1].is_finite() && output.loss().is_err());
+    }
 }
 
 /// Given features so long that q·h overflows must not pass for features that weigh nothing.
@@ -244,12 +246,15 @@ fn given_features_that_overflow_are_reported() {
             mixed: vec![length, 0.0, 1.0, 0.0],
             query_mixed: Vec::new(),
         };
-        let output = hardmix::cpu::info_nce(&batch, &queue, &synthetic, &config).unwrap();
-        let row_0 = Status::NonFinite {
-            argument: "logits",
-            row: 0,
-        };
-        assert_eq!(output.status, row_0);
-        assert!(output.loss_rows[0].is_nan() && output.loss_rows[1].is_finite());
+        for backend in backends() {
+            let output = backend.info_nce(&batch, &queue, &synthetic, &config);
+            let output = output.unwrap();
+            let row_0 = Status::NonFinite {
+                argument: "logits",
+                row: 0,
+            };
+            assert_eq!(output.status, row_0);
+            assert!(output.loss_rows[0].is_nan() && output.loss_rows[1].is_finite());
+        }
     }
 }

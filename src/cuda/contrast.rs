@@ -33,11 +33,12 @@ pub(super) fn rows_at_once(capacity: usize) -> usize {
 const SMALL_BATCH: usize = 64;
 
 /// Queries, [rows, dim], and the queue that they meet, [capacity, dim].
-pub(super) struct Product<'a> {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Product {
     pub queries: *const f32,
     pub rows: usize,
     /// The queue's elements, of type `dtype`.
-    pub queue: &'a Memory<'a, u8>,
+    pub queue: *const u8,
     pub dtype: DType,
     /// Less than 2³¹.
     pub capacity: usize,
@@ -45,7 +46,7 @@ pub(super) struct Product<'a> {
     pub precision: Precision,
 }
 
-impl Product<'_> {
+impl Product {
     /// Puts on the stream that q·n of every pair is written to `logits`, [rows, capacity].
     ///
     /// # Safety
@@ -71,14 +72,14 @@ impl Product<'_> {
         };
         let params = LogitsParams {
             queries: self.queries,
-            queue: self.queue.pointer().cast(),
+            queue: self.queue.cast(),
             logits,
             rows: self.rows as u32,
             capacity: self.capacity as u32,
             dim: self.dim as u32,
             query_tiles: query_tiles as u32,
             queries_aligned: u32::from(aligned(self.queries as usize, 4)),
-            queue_aligned: u32::from(aligned(self.queue.pointer() as usize, element)),
+            queue_aligned: u32::from(aligned(self.queue as usize, element)),
         };
         let stage = LOGITS_DEPTH as usize * (tile * 4 + LOGITS_ROWS as usize * element);
         let launch = Launch {

@@ -36,20 +36,35 @@
 //! # Ok::<(), hardmix::Error>(())
 //! ```
 
+mod batch;
 mod contrast;
 mod device;
+mod info_nce;
+mod mix;
+mod output;
+mod part;
 mod queue;
 mod rank;
 mod status;
+mod step;
+mod weigh;
 mod workspace;
 
+pub use batch::{Batch, Draws, GivenDraws};
 pub use contrast::Precision;
 pub use device::Device;
+pub use info_nce::info_nce;
+pub use mix::{Synthetic, mix};
 pub use queue::{Queue, Rows};
 pub use rank::{Ranked, rank, rank_logits};
+pub use step::Step;
 pub use workspace::Workspace;
 
-use params::{CheckParams, EnqueueParams, LogitsParams, RankParams, RingState, StatusWords};
+use params::{
+    CheckParams, EnqueueParams, ExponentialsParams, FinishParams, FoldParams, GivenParams,
+    LogitsParams, LongestParams, MaximaParams, MixParams, PrepareParams, RankParams, ReduceParams,
+    RingState, RowFigures, ShiftParams, StatusWords, WeighParams,
+};
 
 /// The structs and constants of `kernels/params.h`, as bindgen reads them.
 #[allow(
@@ -79,8 +94,20 @@ macro_rules! passed_to_kernels {
 passed_to_kernels!(
     CheckParams,
     EnqueueParams,
+    ExponentialsParams,
+    FinishParams,
+    FoldParams,
+    GivenParams,
     LogitsParams,
+    LongestParams,
+    MaximaParams,
+    MixParams,
+    PrepareParams,
     RankParams,
+    ReduceParams,
     RingState,
+    RowFigures,
+    ShiftParams,
     StatusWords,
+    WeighParams,
 );

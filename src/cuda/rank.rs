@@ -39,6 +39,40 @@ impl Ranked {
         })
     }
 
+    /// Lists in host memory: queue rows, ascending, [B, N], their logits, [B, N], and how many each
+    /// list really has, `[B]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for lists of other lengths, [`Error::OutOfRange`] for a count beyond N,
+    /// [`Error::OutOfMemory`], [`Error::Driver`].
+    pub fn from_host(
+        device: &Device,
+        hardest: usize,
+        indices: &[u32],
+        logits: &[f32],
+        counts: &[u32],
+    ) -> Result<Self> {
+        let rows = counts.len();
+        let len = elements("ranked", rows, hardest)?;
+        expect_length("ranked.indices", indices.len(), len, "rows × hardest")?;
+        expect_length("ranked.logits", logits.len(), len, "rows × hardest")?;
+        if let Some(count) = counts.iter().find(|&&count| count as usize > hardest) {
+            return Err(Error::OutOfRange {
+                argument: "ranked.counts",
+                value: count.to_string(),
+                expected: "at most hardest",
+            });
+        }
+        Ok(Self {
+            rows,
+            hardest,
+            indices: Buffer::from_host(device, "hardest", indices)?,
+            logits: Buffer::from_host(device, "hardest", logits)?,
+            counts: Buffer::from_host(device, "hardest", counts)?,
+            status: Status::new(device)?,
+        })
+    }
+
     /// B, as last written.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -144,7 +178,7 @@ pub fn rank(
         let product = contrast::Product {
             queries: queries.pointer().wrapping_add(start * dim),
             rows: rows.len(),
-            queue: &stored,
+            queue: stored.pointer(),
             dtype: queue.rows().dtype(),
             capacity,
             dim,
@@ -252,6 +286,15 @@ impl<'a> Selection<'a> {
         };
         ranked.rows = rows;
         Ok(selection)
+    }
+
+    /// Indices, [B, N], logits, [B, N], and counts, `[B]`, from this row on.
+    pub fn at_row(&self, row: usize) -> (*mut u32, *mut f32, *mut u32) {
+        (
+            self.indices.pointer().wrapping_add(row * self.hardest),
+            self.logits.pointer().wrapping_add(row * self.hardest),
+            self.counts.pointer().wrapping_add(row),
+        )
     }
 
     /// The status word of the queries.

@@ -2,7 +2,7 @@
 
 use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 
-use super::device::{Device, Memory};
+use super::device::{Device, Memory, driver};
 use crate::error::{Result, elements};
 
 /// A buffer that grows where it must and never shrinks.
@@ -16,6 +16,12 @@ impl<T: DeviceRepr> Buffer<T> {
     /// `rows · width` elements that nobody has written; `argument` is what errors call them.
     pub fn new(device: &Device, argument: &'static str, rows: usize, width: usize) -> Result<Self> {
         let slice = device.allocate(argument, rows, width)?;
+        Ok(Self { argument, slice })
+    }
+
+    /// A copy of what is in host memory.
+    pub fn from_host(device: &Device, argument: &'static str, values: &[T]) -> Result<Self> {
+        let slice = device.upload(argument, values)?;
         Ok(Self { argument, slice })
     }
 
@@ -38,6 +44,11 @@ impl<T: DeviceRepr> Buffer<T> {
     pub fn first(&self, len: usize) -> CudaView<'_, T> {
         self.slice.slice(..len.min(self.slice.len()))
     }
+
+    /// The first `len` elements in host memory; waits for the stream.
+    pub fn read(&self, device: &Device, len: usize) -> Result<Vec<T>> {
+        device.download(self.argument, &self.slice, len)
+    }
 }
 
 /// Memory for what lies between two kernels. It grows to the largest shape it has served; one is
@@ -58,4 +69,18 @@ impl Workspace {
             logits: Buffer::new(device, "logits", 0, 0)?,
         })
     }
+}
+
+/// A view in host memory; waits for the stream.
+pub(super) fn download_view<T: DeviceRepr>(
+    device: &Device,
+    view: &CudaView<'_, T>,
+) -> Result<Vec<T>> {
+    if view.is_empty() {
+        return Ok(Vec::new());
+    }
+    device
+        .stream()
+        .clone_dtoh(view)
+        .map_err(driver("copying from the device"))
 }

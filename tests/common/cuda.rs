@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::sync::OnceLock;
 
+use cudarc::driver::{CudaSlice, CudaView};
 use hardmix::cpu::{self, Synthetic};
 use hardmix::cuda::{self, Device};
 use hardmix::{Batch, Config, Draws, Output, Queue, Result};
@@ -76,8 +77,8 @@ impl super::Backend for Cuda {
         is_softgpu()
     }
 
-    fn new_step(&self, _config: Config) -> Box<dyn super::Step> {
-        unimplemented!()
+    fn new_step(&self, config: Config) -> Box<dyn super::Step> {
+        Box::new(cuda::Step::new(device(), config).expect("a step"))
     }
 
     fn rank(
@@ -126,23 +127,177 @@ impl super::Backend for Cuda {
 
     fn mix(
         &self,
-        _batch: &Batch,
-        _queue: &Queue,
-        _ranked: &cpu::Ranked,
-        _config: &Config,
-        _draws: &Draws,
+        batch: &Batch,
+        queue: &Queue,
+        ranked: &cpu::Ranked,
+        config: &Config,
+        draws: &Draws,
     ) -> Result<Synthetic> {
-        unimplemented!()
+        let device = device();
+        let queue = cuda::Queue::from_host(device, queue)?;
+        let there = There::new(batch, draws)?;
+        let ranked = cuda::Ranked::from_host(
+            device,
+            ranked.hardest,
+            &ranked.indices,
+            &ranked.logits,
+            &ranked.counts,
+        )?;
+        let mut synthetic = cuda::Synthetic::new(device)?;
+        there.with(|batch, draws| {
+            cuda::mix(
+                device,
+                batch,
+                &queue,
+                &ranked,
+                config,
+                draws,
+                &mut synthetic,
+            )
+        })?;
+        synthetic.check(device, &ranked)?;
+        let stream = device.stream();
+        let host = |view: CudaView<'_, f32>| match view.len() {
+            0 => Vec::new(),
+            _ => stream.clone_dtoh(&view).expect("features"),
+        };
+        Ok(Synthetic {
+            mixed: host(synthetic.mixed()),
+            query_mixed: host(synthetic.query_mixed()),
+        })
     }
 
     fn info_nce(
         &self,
-        _batch: &Batch,
-        _queue: &Queue,
-        _synthetic: &Synthetic,
-        _config: &Config,
+        batch: &Batch,
+        queue: &Queue,
+        synthetic: &Synthetic,
+        config: &Config,
     ) -> Result<Output> {
-        unimplemented!()
+        let device = device();
+        let queue = cuda::Queue::from_host(device, queue)?;
+        let there = There::new(batch, &Draws::seeded(0, 0)?)?;
+        let mixed = device.upload("mixed", &synthetic.mixed)?;
+        let query_mixed = device.upload("query_mixed", &synthetic.query_mixed)?;
+        let (mixed, query_mixed) = (
+            mixed.slice(..synthetic.mixed.len()),
+            query_mixed.slice(..synthetic.query_mixed.len()),
+        );
+        let mut step = cuda::Step::new(device, config.clone())?;
+        there.with(|batch, _| cuda::info_nce(&mut step, batch, &queue, &mixed, &query_mixed))?;
+        step.read()
+    }
+}
+
+impl super::Step for cuda::Step {
+    fn run(&mut self, batch: &Batch, queue: &Queue, draws: &Draws) -> Result<Output> {
+        let queue = cuda::Queue::from_host(device(), queue)?;
+        There::new(batch, draws)?.with(|batch, draws| self.run(batch, &queue, draws))?;
+        self.read()
+    }
+
+    fn set_config(&mut self, config: Config) {
+        cuda::Step::set_config(self, config);
+    }
+}
+
+/// A batch and its draws in device memory, unaligned to anything but their elements.
+struct There {
+    queries: CudaSlice<f32>,
+    keys: CudaSlice<f32>,
+    labels: Option<CudaSlice<u32>>,
+    len: usize,
+    rows: usize,
+    dim: usize,
+    row_offset: u32,
+    draws: DrawsThere,
+}
+
+#[expect(clippy::large_enum_variant, reason = "there is one a step")]
+enum DrawsThere {
+    Seeded(CudaSlice<u64>),
+    Given([CudaSlice<u32>; 3], [CudaSlice<f32>; 2], [usize; 5]),
+}
+
+impl There {
+    fn new(batch: &Batch, draws: &Draws) -> Result<Self> {
+        let device = device();
+        let shifted = |values: &[f32]| {
+            let values: Vec<f32> = std::iter::once(f32::NAN)
+                .chain(values.iter().copied())
+                .collect();
+            device.upload("batch", &values)
+        };
+        let draws = match draws {
+            Draws::Seeded { seed, step } => {
+                DrawsThere::Seeded(device.upload("seed and step", &[*seed, *step])?)
+            }
+            Draws::Given(given) => DrawsThere::Given(
+                [
+                    device.upload("first", &given.first)?,
+                    device.upload("second", &given.second)?,
+                    device.upload("pick", &given.pick)?,
+                ],
+                [
+                    device.upload("alpha", &given.alpha)?,
+                    device.upload("beta", &given.beta)?,
+                ],
+                [
+                    given.first.len(),
+                    given.second.len(),
+                    given.pick.len(),
+                    given.alpha.len(),
+                    given.beta.len(),
+                ],
+            ),
+            other => unreachable!("{other:?} is no draw that the tests make"),
+        };
+        Ok(Self {
+            queries: shifted(batch.queries())?,
+            keys: shifted(batch.keys())?,
+            labels: batch
+                .labels()
+                .map(|labels| device.upload("labels", labels))
+                .transpose()?,
+            len: batch.queries().len(),
+            rows: batch.rows(),
+            dim: batch.dim(),
+            row_offset: batch.row_offset(),
+            draws,
+        })
+    }
+
+    fn with<T>(
+        &self,
+        run: impl FnOnce(&cuda::Batch<'_>, &cuda::Draws<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let queries = self.queries.slice(1..=self.len);
+        let keys = self.keys.slice(1..=self.len);
+        let labels = self.labels.as_ref().map(|labels| labels.slice(..self.rows));
+        let mut batch =
+            cuda::Batch::new(&queries, &keys, self.dim)?.with_row_offset(self.row_offset)?;
+        if let Some(labels) = &labels {
+            batch = batch.with_labels(labels)?;
+        }
+        match &self.draws {
+            DrawsThere::Seeded(words) => run(&batch, &cuda::Draws::Seeded(words)),
+            DrawsThere::Given([first, second, pick], [alpha, beta], lens) => {
+                let (first, second, pick) = (
+                    first.slice(..lens[0]),
+                    second.slice(..lens[1]),
+                    pick.slice(..lens[2]),
+                );
+                let (alpha, beta) = (alpha.slice(..lens[3]), beta.slice(..lens[4]));
+                let given = cuda::GivenDraws {
+                    first: &first,
+                    second: &second,
+                    alpha: &alpha,
+                    pick: &pick,
+                    beta: &beta,
+                };
+                run(&batch, &cuda::Draws::Given(given))
+            }
+        }
     }
 }
 

@@ -37,6 +37,10 @@ pub trait Backend: Sync {
     fn is_slow(&self) -> bool {
         false
     }
+    /// How many random cases to try where the CPU would try so many.
+    fn cases(&self, many: u32) -> u32 {
+        if self.is_slow() { many / 10 } else { many }
+    }
     fn new_step(&self, config: Config) -> Box<dyn Step>;
     fn rank(
         &self,
@@ -133,18 +137,12 @@ impl Backend for Cpu {
 
 /// The backends of this machine and build; prints which.
 pub fn backends() -> Vec<Box<dyn Backend>> {
-    let found: Vec<Box<dyn Backend>> = vec![Box::new(Cpu)];
-    let names: Vec<_> = found.iter().map(|backend| backend.name()).collect();
-    println!("backends: {}", names.join(", "));
-    found
-}
-
-/// The backends that rank.
-pub fn rankers() -> Vec<Box<dyn Backend>> {
     #[allow(unused_mut, reason = "there may be only one")]
-    let mut found = backends();
+    let mut found: Vec<Box<dyn Backend>> = vec![Box::new(Cpu)];
     #[cfg(feature = "cuda")]
     found.push(Box::new(cuda::Cuda));
+    let names: Vec<_> = found.iter().map(|backend| backend.name()).collect();
+    println!("backends: {}", names.join(", "));
     found
 }
 

@@ -1,0 +1,266 @@
+//! One part of a batch on its way through a step: where everything lies.
+
+use std::ops::Range;
+
+use super::contrast::{self, Precision};
+use super::device::{Device, Memory};
+use super::params::{INFO_NCE_SPLIT, LONGEST_SPLIT, PRODUCT_ROWS, RowFigures};
+use super::weigh::Splits;
+use super::workspace::Buffer;
+use crate::config::Config;
+use crate::error::Result;
+use crate::queue::DType;
+
+/// The most queries of a part: with short queues it is not the logits that take the memory.
+const MOST_ROWS: usize = 4096;
+
+/// The sizes of a batch and of what it meets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    /// B.
+    pub rows: usize,
+    pub dim: usize,
+    /// K.
+    pub capacity: usize,
+    /// N, or 0 where nothing is ranked.
+    pub hardest: usize,
+    pub mixed: usize,
+    pub query_mixed: usize,
+}
+
+impl Shape {
+    pub fn synthetics(&self) -> usize {
+        self.mixed + self.query_mixed
+    }
+
+    /// Into how many splits the logits of a row are cut.
+    pub fn logit_splits(&self) -> usize {
+        self.capacity.div_ceil(INFO_NCE_SPLIT as usize)
+    }
+
+    /// Into how many splits the squared norms are cut.
+    pub fn longest_splits(&self) -> usize {
+        self.capacity.div_ceil(LONGEST_SPLIT as usize)
+    }
+
+    pub fn sum_splits(&self) -> Splits {
+        Splits::of(self.capacity, self.dim)
+    }
+
+    /// Queries of a part.
+    pub fn part(&self) -> usize {
+        contrast::rows_at_once(self.capacity)
+            .min(MOST_ROWS)
+            .min(self.rows)
+    }
+}
+
+macro_rules! scratch {
+    ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
+        /// Memory that a part's kernels hand each other; every part uses it again.
+        #[derive(Debug)]
+        pub(super) struct Scratch {
+            $($(#[$doc])* $name: Buffer<$type>,)*
+        }
+
+        /// The same, held for the launches of a step.
+        pub(super) struct Held<'a> {
+            $($name: Memory<'a, $type>,)*
+        }
+
+        /// The same, as kernels take it.
+        #[derive(Debug, Clone, Copy)]
+        pub(super) struct Places {
+            $(pub $name: *mut $type,)*
+        }
+
+        impl Scratch {
+            pub fn new(device: &Device) -> Result<Self> {
+                Ok(Self { $($name: Buffer::new(device, "workspace", 0, 0)?,)* })
+            }
+
+            fn hold<'a>(&'a mut self, device: &'a Device, sizes: Sizes) -> Result<Held<'a>> {
+                Ok(Held { $($name: self.$name.reserve(device, sizes.$name.0, sizes.$name.1)?,)* })
+            }
+        }
+
+        impl Held<'_> {
+            pub fn places(&self) -> Places {
+                Places { $($name: self.$name.pointer(),)* }
+            }
+        }
+
+        /// Rows and width of each.
+        struct Sizes {
+            $($name: (usize, usize),)*
+        }
+    };
+}
+
+scratch! {
+    /// Queries, zeros in the rows with a fault, [rows, dim].
+    usable: f32,
+    /// Why each row cannot be computed, `[rows]`.
+    faults: u32,
+    /// ‖q‖², `[rows]`.
+    query_squares: f64,
+    /// The largest ‖n‖² of each split of the queue.
+    longest: f32,
+    /// Queries by keys, in groups of `PRODUCT_ROWS`.
+    products: f32,
+    /// [rows, capacity]; then the weights.
+    logits: f32,
+    /// [rows, splits].
+    maxima: f32,
+    /// [rows, splits].
+    unmasked: u32,
+    /// `[rows]`.
+    shifts: f32,
+    /// [rows, splits].
+    totals: f64,
+    /// [rows, splits], where the matching probability is asked for.
+    real_totals: f64,
+    /// [rows, splits], where it is asked for.
+    uniformity: f64,
+    /// 1/r, [rows, synthetics].
+    inverses: f64,
+    /// [rows, hardest].
+    weights: u64,
+    /// `[rows]`.
+    weight_exponents: i32,
+    /// `[rows]`.
+    query_weights: f64,
+    /// `[rows]`.
+    synthetic_totals: f64,
+    /// The weighted sums, [splits, rows, dim].
+    sums: f32,
+    /// The weighted sum of given features, [rows, dim].
+    direction: f32,
+}
+
+impl Scratch {
+    /// Room for a part of this batch; `given` says whether features are.
+    pub fn reserve<'a>(
+        &'a mut self,
+        device: &'a Device,
+        shape: Shape,
+        config: &Config,
+        given: bool,
+    ) -> Result<Held<'a>> {
+        let Shape { dim, capacity, .. } = shape;
+        let rows = shape.part();
+        let splits = shape.logit_splits();
+        let drawn = usize::from(!given && shape.synthetics() > 0);
+        let sizes = Sizes {
+            usable: (rows, dim),
+            faults: (rows, 1),
+            query_squares: (rows, 1),
+            longest: (shape.longest_splits(), 1),
+            products: (rows, rows.min(PRODUCT_ROWS as usize)),
+            logits: (rows, capacity),
+            maxima: (rows, splits),
+            unmasked: (rows, splits),
+            shifts: (rows, 1),
+            totals: (rows, splits),
+            real_totals: (rows, splits * usize::from(config.matching_probability())),
+            uniformity: (rows, splits * usize::from(config.uniformity())),
+            inverses: (rows, shape.synthetics() * drawn),
+            weights: (rows, shape.hardest * drawn),
+            weight_exponents: (rows, drawn),
+            query_weights: (rows, drawn),
+            synthetic_totals: (rows, usize::from(shape.synthetics() > 0)),
+            sums: (rows * shape.sum_splits().count, dim),
+            direction: (rows, dim * usize::from(given)),
+        };
+        self.hold(device, sizes)
+    }
+}
+
+/// Where the synthetic negatives come from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Source {
+    /// There are none.
+    Nothing,
+    /// Mixed by these draws, of this part.
+    Drawn(DrawPlaces),
+    /// Features, of this part: [rows, mixed, dim] and [rows, query_mixed, dim].
+    Given(*const f32, *const f32),
+}
+
+/// Draws: the seed and the step, or the given ones.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DrawPlaces {
+    /// Null where they are given.
+    pub seed_and_step: *const u64,
+    pub first: *const u32,
+    pub second: *const u32,
+    pub alpha: *const f32,
+    pub pick: *const u32,
+    pub beta: *const f32,
+}
+
+/// What a step writes, of this part.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OutPlaces {
+    pub loss_rows: *mut f32,
+    pub grad_queries: *mut f32,
+    /// Null where it is not asked for.
+    pub grad_keys: *mut f32,
+    pub hardest: *mut u32,
+    pub hardest_logits: *mut f32,
+    pub counts: *mut u32,
+    pub mixed_logits: *mut f32,
+    pub query_mixed_logits: *mut f32,
+    pub first: *mut u32,
+    pub second: *mut u32,
+    pub alpha: *mut f32,
+    pub pick: *mut u32,
+    pub beta: *mut f32,
+    pub figures: *mut RowFigures,
+    /// Of the whole batch.
+    pub refused_draw: *mut u64,
+}
+
+/// Some queries of a batch, with everything that their kernels read and write.
+///
+/// Its methods launch kernels and are unsafe: the pointers are those of memory with the elements of
+/// their shapes, which is there until the kernels have run, and outputs overlap nothing.
+#[derive(Debug, Clone)]
+pub(super) struct Part<'a> {
+    pub device: &'a Device,
+    pub config: &'a Config,
+    pub precision: Precision,
+    pub shape: Shape,
+    /// Of the batch.
+    pub rows: Range<usize>,
+    /// Of row 0 of the batch among all shards.
+    pub row_offset: u32,
+    pub queries: *const f32,
+    pub keys: *const f32,
+    /// Null where there are none.
+    pub query_labels: *const u32,
+    pub queue: *const u8,
+    pub dtype: DType,
+    pub squared_norms: *const f32,
+    /// Null where there are none.
+    pub queue_labels: *const u32,
+    pub source: Source,
+    pub scratch: Places,
+    pub out: OutPlaces,
+}
+
+impl Part<'_> {
+    /// The labels of the queries where they mask, else null.
+    pub fn masking_labels(&self) -> *const u32 {
+        if self.config.oracle() {
+            self.query_labels
+        } else {
+            std::ptr::null()
+        }
+    }
+
+    /// Whether negatives are mixed from the hardest.
+    pub fn mixes(&self) -> bool {
+        matches!(self.source, Source::Drawn(_)) && self.shape.synthetics() > 0
+    }
+}
