@@ -1,60 +1,12 @@
-//! Loads and stores: where an address leads, and every check on the way.
+//! Loads and stores, and every check on their way.
 
-use super::race::{Access, Accessor, Conflict, Context, Place, visit};
+use super::landing::{Landing, Target, addresses};
+use super::race::{Access, visit};
+use super::trouble::{Attempt, Trouble};
 use super::{Machine, Result, lanes};
-use crate::copy::Use;
-use crate::fault::{Fault, Kind};
-use crate::ir::{Address, Load, Space, Store, Width};
-use crate::memory::Extent;
+use crate::ir::{Load, Space, Store, Width};
 use crate::registers::{LANES, Registers};
-use crate::space;
 use crate::warp::Warp;
-
-/// What an access lands on, for lanes that land together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
-    Allocation(usize),
-    /// The shared memory of a resident block.
-    Shared(usize),
-    Local,
-    Parameters,
-    /// Memory that was freed.
-    Freed,
-    /// Nothing.
-    Nowhere,
-}
-
-/// Lanes that land on the same target.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Landing {
-    pub(super) target: Target,
-    /// The address of the target's first byte.
-    pub(super) base: u64,
-    pub(super) mask: u32,
-}
-
-/// Why a lane's access fails.
-pub(super) enum Trouble {
-    Bounds,
-    Unwritten,
-    Race(Conflict),
-}
-
-/// The addresses of all lanes.
-#[inline(always)]
-pub(super) fn addresses(registers: &Registers, address: Address) -> [u64; LANES] {
-    if address.is_wide {
-        registers
-            .row::<u64>(address.base)
-            .map(|base| base.wrapping_add_signed(address.offset))
-    } else {
-        // Addresses of 32 bits wrap at 32 bits.
-        let offset = address.offset as u32;
-        registers
-            .row::<u32>(address.base)
-            .map(|base| u64::from(base.wrapping_add(offset)))
-    }
-}
 
 /// An element of memory as the bits of a register.
 #[inline(always)]
@@ -92,164 +44,6 @@ pub(super) fn set(registers: &mut Registers, d: u32, width: Width, lane: usize, 
 }
 
 impl Machine<'_> {
-    /// Where the first of the lanes lands, and which land with it.
-    pub(super) fn landing(
-        &mut self,
-        warp: &Warp,
-        space: Space,
-        addresses: &[u64; LANES],
-        mask: u32,
-    ) -> Landing {
-        let first = addresses[mask.trailing_zeros() as usize & 31];
-        let (space, window) = match space {
-            Space::Generic => {
-                let (found, _) = space::resolve(first);
-                (found, space::window(found))
-            }
-            space => (space, 0),
-        };
-        let together = |low: u64, size: u64| {
-            lanes(mask)
-                .filter(|lane| addresses[*lane].wrapping_sub(low) < size)
-                .fold(0, |all, lane| all | 1 << lane)
-        };
-        match space {
-            Space::Shared => {
-                let (rank, _) = space::shared(first.wrapping_sub(window));
-                let cluster = self.blocks[warp.block].cluster;
-                let (block, base) = match rank {
-                    None => (warp.block, window),
-                    Some(rank) => {
-                        let base = window + (u64::from(rank + 1) << space::RANK_SHIFT);
-                        (cluster + rank as usize, base)
-                    }
-                };
-                let known = rank.is_none_or(|rank| rank < self.blocks_in_cluster);
-                let target = if known {
-                    Target::Shared(block)
-                } else {
-                    Target::Nowhere
-                };
-                let size = 1 << space::RANK_SHIFT;
-                // An address beyond every window still makes progress, as an error.
-                let together = together(base, size) | mask & mask.wrapping_neg();
-                Landing {
-                    target,
-                    base,
-                    mask: together,
-                }
-            }
-            Space::Local | Space::Param => {
-                let target = if space == Space::Local {
-                    Target::Local
-                } else {
-                    Target::Parameters
-                };
-                let together = together(window, space::SIZE) | mask & mask.wrapping_neg();
-                Landing {
-                    target,
-                    base: window,
-                    mask: together,
-                }
-            }
-            Space::Global | Space::Const | Space::Generic => match self.find(first) {
-                Some((index, base, size)) => Landing {
-                    target: Target::Allocation(index),
-                    base,
-                    mask: together(base, size),
-                },
-                None => Landing {
-                    target: if self.memory.was_freed(first) {
-                        Target::Freed
-                    } else {
-                        Target::Nowhere
-                    },
-                    base: 0,
-                    mask: mask & mask.wrapping_neg(),
-                },
-            },
-        }
-    }
-
-    /// Whether it is an error to land beyond the bytes of a target.
-    #[inline(always)]
-    pub(super) fn bounds(&self, landing: Landing) -> bool {
-        match landing.target {
-            Target::Freed => self.flags.freed,
-            _ => self.flags.bounds,
-        }
-    }
-
-    /// The allocation that an address lies in, its first address and its size.
-    #[inline(always)]
-    fn find(&mut self, address: u64) -> Option<(usize, u64, u64)> {
-        let lies_in = |index: usize, this: &Self| {
-            let allocation = this.memory.allocations.get(index)?.as_ref()?;
-            let size = allocation.extent.bytes.len() as u64;
-            (address.wrapping_sub(allocation.base) < size).then_some((index, allocation.base, size))
-        };
-        if let Some(found) = lies_in(self.last_allocation, self) {
-            return Some(found);
-        }
-        let index = self.memory.find(address)?;
-        self.last_allocation = index;
-        lies_in(index, self)
-    }
-
-    /// Runs `f` on the bytes of a target with everything that checking them needs.
-    #[inline(always)]
-    pub(super) fn with_extent<T>(
-        &mut self,
-        warp: &mut Warp,
-        landing: Landing,
-        pc: u32,
-        write_stamp: Option<u32>,
-        f: impl FnOnce(&mut Extent, &mut Registers, Option<&Accessor>, &Context) -> T,
-    ) -> T {
-        match landing.target {
-            Target::Shared(block) => {
-                let accessor = self
-                    .flags
-                    .shared_races
-                    .then(|| self.accessor(warp, pc, true));
-                let context = Context {
-                    known: &warp.known,
-                    memory_order: None,
-                    write_stamp,
-                };
-                let extent = &mut self.blocks[block].shared;
-                f(extent, &mut warp.registers, accessor.as_ref(), &context)
-            }
-            Target::Allocation(index) => {
-                let accessor = self
-                    .flags
-                    .global_races
-                    .then(|| self.accessor(warp, pc, false));
-                // Out of its place, so that the rest of memory can be looked at meanwhile.
-                let mut taken = self.memory.allocations[index].take();
-                let memory_order = Some((&*self.memory, self.order));
-                let context = Context {
-                    known: &warp.known,
-                    memory_order,
-                    write_stamp,
-                };
-                let mut empty = Extent::default();
-                let extent = taken.as_mut().map_or(&mut empty, |found| &mut found.extent);
-                let result = f(extent, &mut warp.registers, accessor.as_ref(), &context);
-                self.memory.allocations[index] = taken;
-                result
-            }
-            _ => {
-                let context = Context {
-                    known: &warp.known,
-                    memory_order: None,
-                    write_stamp,
-                };
-                f(&mut Extent::default(), &mut warp.registers, None, &context)
-            }
-        }
-    }
-
     /// Faults of alignment, of copies in flight, and of host-side accesses: what concerns all
     /// lanes of a landing before the bytes are looked at.
     pub(super) fn before_access(
@@ -316,131 +110,6 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// The fault for shared memory that a copy in flight uses; its site comes second.
-    #[cold]
-    pub(super) fn in_flight(
-        &self,
-        origin: &super::Origin,
-        by: Use,
-        offset: u32,
-        write: bool,
-    ) -> Fault {
-        let verb = if write { "written" } else { "read" };
-        let what = format!("shared address {offset} is {verb} while an asynchronous copy uses it");
-        let action = match by {
-            Use::Source => "started the copy that reads it",
-            Use::Target => "started the copy that writes it",
-        };
-        Fault::new(Kind::AsyncCopy, what).at(self.site_of(origin.thread, origin.at, action.into()))
-    }
-
-    #[cold]
-    fn misaligned(
-        &self,
-        warp: &Warp,
-        lane: usize,
-        addresses: &[u64; LANES],
-        bytes: u64,
-        pc: u32,
-        write: bool,
-    ) -> Fault {
-        let what = format!("{:#x} is no multiple of {bytes}", addresses[lane]);
-        let verb = if write { "writes" } else { "reads" };
-        let site = self.site(
-            warp,
-            lane as u32,
-            pc,
-            &format!("{verb} {bytes} bytes there"),
-        );
-        Fault::new(Kind::Misaligned, what).at(site)
-    }
-
-    /// The fault for a lane's trouble.
-    #[cold]
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn trouble(
-        &self,
-        trouble: Trouble,
-        landing: Landing,
-        warp: &Warp,
-        lane: usize,
-        address: u64,
-        bytes: u64,
-        pc: u32,
-        access: Access,
-    ) -> Fault {
-        let verb = match access {
-            Access::Read { .. } => "reads",
-            Access::Write { .. } => "writes",
-        };
-        let site = || self.site(warp, lane as u32, pc, &format!("{verb} {bytes} bytes"));
-        let offset = address.wrapping_sub(landing.base);
-        match (trouble, landing.target) {
-            (Trouble::Bounds, Target::Allocation(_) | Target::Freed | Target::Nowhere) => {
-                self.memory.stray(address, bytes).at(site())
-            }
-            (Trouble::Bounds, target) => {
-                let what = match target {
-                    Target::Local => {
-                        format!("local address {offset} of {} bytes", self.kernel.local)
-                    }
-                    Target::Parameters => {
-                        format!("parameter byte {offset} of {}", self.parameters.len())
-                    }
-                    Target::Shared(block) => {
-                        let end = self.blocks[block].shared_size;
-                        format!("shared address {offset}, where variables lie from 1024 to {end}")
-                    }
-                    _ => format!("{address:#x}"),
-                };
-                Fault::new(Kind::OutOfBounds, what).at(site())
-            }
-            (Trouble::Unwritten, target) => {
-                let place = match target {
-                    Target::Shared(_) => format!("shared address {offset}"),
-                    Target::Local => format!("local address {offset}"),
-                    _ => format!("offset {offset} of the allocation at {:#x}", landing.base),
-                };
-                let what = format!("nobody has written {place}");
-                Fault::new(Kind::Uninitialised, what).at(site())
-            }
-            (Trouble::Race(conflict), target) => {
-                let place = match target {
-                    Target::Allocation(_) => Place::Global { base: landing.base },
-                    Target::Shared(block) if block == warp.block => Place::Shared,
-                    _ => Place::OtherShared,
-                };
-                self.race(&conflict, place, warp, lane, pc, access)
-            }
-        }
-    }
-
-    /// A read of unwritten bytes: an error at the end of the block, unless a race explains it by
-    /// then (the write may only be late).
-    #[cold]
-    pub(super) fn defer(
-        &mut self,
-        landing: Landing,
-        warp: &Warp,
-        lane: usize,
-        address: u64,
-        bytes: u64,
-        pc: u32,
-    ) -> Result<()> {
-        let access = Access::Read { strong: false };
-        let trouble = Trouble::Unwritten;
-        let fault = self.trouble(trouble, landing, warp, lane, address, bytes, pc, access);
-        let races = match landing.target {
-            Target::Shared(_) => self.flags.shared_races,
-            _ => self.flags.global_races,
-        };
-        if !races {
-            return Err(fault);
-        }
-        self.deferred.get_or_insert(fault);
-        Ok(())
-    }
-
     pub(super) fn load(&mut self, warp: &mut Warp, load: &Load, mask: u32, pc: u32) -> Result<()> {
         let addresses = addresses(&warp.registers, load.address);
         let size = load.element.bytes();
@@ -454,6 +123,14 @@ impl Machine<'_> {
             let landing = self.landing(warp, load.space, &addresses, rest);
             rest &= !landing.mask;
             let bounds = self.bounds(landing);
+            let attempt = |lane: usize| Attempt {
+                landing,
+                lane,
+                address: addresses[lane],
+                bytes: total as u64,
+                pc,
+                access,
+            };
             self.before_access(warp, landing, &addresses, total as u64, pc, false)?;
             if matches!(landing.target, Target::Local | Target::Parameters) {
                 self.load_private(warp, load, landing, &addresses, pc)?;
@@ -468,10 +145,7 @@ impl Machine<'_> {
                 None,
                 |extent, registers, accessor, context| {
                     for lane in lanes(landing.mask) {
-                        let offset = addresses[lane].wrapping_sub(landing.base) as usize;
-                        let end = offset.wrapping_add(total);
-                        if offset > end || end > extent.bytes.len() || is_reserved(landing, offset)
-                        {
+                        let Some(span) = landing.span(extent, addresses[lane], total) else {
                             if bounds {
                                 return Err((lane, Trouble::Bounds));
                             }
@@ -479,7 +153,8 @@ impl Machine<'_> {
                                 set(registers, *d, *width, lane, 0);
                             }
                             continue;
-                        }
+                        };
+                        let offset = span.start;
                         if flags.uninitialised && !extent.written.all(offset, total) {
                             unwritten.get_or_insert(lane);
                         }
@@ -489,7 +164,7 @@ impl Machine<'_> {
                             visit(extent, offset, total, lane, access, accessor, context)
                                 .map_err(|conflict| (lane, Trouble::Race(conflict)))?;
                         }
-                        let bytes = &extent.bytes[offset..end];
+                        let bytes = &extent.bytes[span];
                         for (bytes, (d, width)) in bytes.chunks_exact(size).zip(&load.d) {
                             let value = element(bytes, load.element, load.signed);
                             set(registers, *d, *width, lane, value);
@@ -499,20 +174,10 @@ impl Machine<'_> {
                 },
             );
             if let Some(lane) = unwritten {
-                self.defer(landing, warp, lane, addresses[lane], total as u64, pc)?;
+                self.defer(warp, attempt(lane))?;
             }
             if let Err((lane, trouble)) = result {
-                let address = addresses[lane];
-                return Err(self.trouble(
-                    trouble,
-                    landing,
-                    warp,
-                    lane,
-                    address,
-                    total as u64,
-                    pc,
-                    access,
-                ));
+                return Err(self.trouble(trouble, warp, attempt(lane)));
             }
         }
         if load.strength.strong {
@@ -546,6 +211,14 @@ impl Machine<'_> {
             let landing = self.landing(warp, store.space, &addresses, rest);
             rest &= !landing.mask;
             let bounds = self.bounds(landing);
+            let attempt = |lane: usize| Attempt {
+                landing,
+                lane,
+                address: addresses[lane],
+                bytes: total as u64,
+                pc,
+                access,
+            };
             self.before_access(warp, landing, &addresses, total as u64, pc, true)?;
             if landing.target == Target::Local {
                 self.store_local(warp, store, landing, &addresses, pc)?;
@@ -558,53 +231,35 @@ impl Machine<'_> {
                 stamps,
                 |extent, registers, accessor, context| {
                     for lane in lanes(landing.mask) {
-                        let offset = addresses[lane].wrapping_sub(landing.base) as usize;
-                        let end = offset.wrapping_add(total);
-                        if offset > end || end > extent.bytes.len() || is_reserved(landing, offset)
-                        {
+                        let Some(span) = landing.span(extent, addresses[lane], total) else {
                             if bounds {
                                 return Err((lane, Trouble::Bounds));
                             }
                             continue;
-                        }
+                        };
+                        let offset = span.start;
                         let mut value = [0; 32];
                         gather(&mut value, registers, store, lane);
                         let value = &value[..total];
                         if let Some(accessor) = accessor {
-                            let same = extent.bytes[offset..end] == *value
+                            let same = extent.bytes[span.clone()] == *value
                                 && extent.written.all(offset, total);
                             let access = Access::Write { strong, same };
                             visit(extent, offset, total, lane, access, accessor, context)
                                 .map_err(|conflict| (lane, Trouble::Race(conflict)))?;
                         }
                         extent.written.mark(offset, total);
-                        extent.bytes[offset..end].copy_from_slice(value);
+                        extent.bytes[span].copy_from_slice(value);
                     }
                     Ok(())
                 },
             );
             if let Err((lane, trouble)) = result {
-                let address = addresses[lane];
-                return Err(self.trouble(
-                    trouble,
-                    landing,
-                    warp,
-                    lane,
-                    address,
-                    total as u64,
-                    pc,
-                    access,
-                ));
+                return Err(self.trouble(trouble, warp, attempt(lane)));
             }
         }
         Ok(())
     }
-}
-
-/// Whether an offset lies in the part of shared memory that no variable has.
-#[inline(always)]
-pub(super) fn is_reserved(landing: Landing, offset: usize) -> bool {
-    matches!(landing.target, Target::Shared(_)) && offset < crate::lower::SHARED_START as usize
 }
 
 /// The bytes that a lane stores.

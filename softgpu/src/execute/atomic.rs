@@ -2,7 +2,8 @@
 
 use std::rc::Rc;
 
-use super::access::addresses;
+use super::landing::addresses;
+use super::row::LaneAccess;
 use super::{Location, Machine, Result, lanes};
 use crate::clock::{Clock, Knowledge, View};
 use crate::ir::{Atomic, Fence, Scope, Space, Strength, Width};
@@ -35,16 +36,10 @@ impl Machine<'_> {
             };
             let (b, c) = (operand(atomic.b), operand(atomic.c));
             let f = |old| (atomic.f)(old, b, c);
-            let old = self.update(
-                warp,
-                atomic.space,
-                &addresses,
-                lane,
-                atomic.width,
-                pc,
-                stamp,
-                f,
-            )?;
+            let bytes = atomic.width.bytes();
+            let mut place = LaneAccess::of(atomic.space, &addresses, lane, bytes, pc);
+            place.stamp = stamp;
+            let old = self.update(warp, place, atomic.width, f)?;
             if let Some(d) = atomic.d {
                 super::access::set(&mut warp.registers, d, atomic.width, lane, old);
             }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::access::{Landing, Target, addresses};
+use super::landing::{Landing, Target, addresses};
 use super::race::Access;
 use super::{Machine, Origin, Result, lanes};
 use crate::clock::{Clock, Knowledge, View, teach};
@@ -198,11 +198,8 @@ impl Machine<'_> {
         origin: &Origin,
         (lane, pc): (usize, u32),
     ) -> Result<()> {
-        let read = Access::Read { strong: false };
-        let write = Access::Write {
-            strong: false,
-            same: false,
-        };
+        let read = Access::READ;
+        let write = Access::WRITE;
         let mut uses = Vec::new();
         for piece in pieces {
             uses.extend(piece.from.map(|from| (from, piece.read, read)));

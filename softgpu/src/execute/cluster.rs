@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::access::{Landing, Target};
+use super::landing::{Landing, Target};
 use super::{Flow, Machine, Result, lanes};
 use crate::clock::{Knowledge, gather, teach};
 use crate::fault::{Fault, Kind};

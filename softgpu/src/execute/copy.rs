@@ -1,7 +1,8 @@
 //! `cp.async`, and memory as the copy engines see it.
 
-use super::access::{addresses, is_reserved};
-use super::race::{Access, Place, visit};
+use super::landing::{Landing, addresses};
+use super::race::{Access, visit};
+use super::trouble::{Attempt, Trouble};
 use super::{Machine, Result, lanes};
 use crate::copy::{Engine, Fabric, Location, Piece, Space as CopySpace, Use};
 use crate::fault::{Fault, Kind};
@@ -104,16 +105,13 @@ impl Machine<'_> {
     fn before_copy(
         &mut self,
         warp: &mut Warp,
-        landing: super::access::Landing,
+        landing: Landing,
         to: &[u64; 32],
         bytes: usize,
         pc: u32,
     ) -> Result<()> {
         let lane = landing.mask.trailing_zeros() as usize & 31;
-        let access = Access::Write {
-            strong: false,
-            same: false,
-        };
+        let access = Access::WRITE;
         let offset = to[lane].wrapping_sub(landing.base) as usize;
         if self.flags.alignment && !offset.is_multiple_of(bytes) {
             let what = format!("{offset} is no multiple of {bytes}");
@@ -124,8 +122,8 @@ impl Machine<'_> {
         let accessor = self.accessor(warp, pc, true);
         let shared_races = self.flags.shared_races;
         let extent = &mut self.blocks[warp.block].shared;
-        let trouble = if is_reserved(landing, offset) || offset + bytes > extent.bytes.len() {
-            self.flags.bounds.then_some(super::access::Trouble::Bounds)
+        let trouble = if landing.span(extent, to[lane], bytes).is_none() {
+            self.flags.bounds.then_some(Trouble::Bounds)
         } else if shared_races {
             let context = super::race::Context {
                 known: &warp.known,
@@ -134,20 +132,19 @@ impl Machine<'_> {
             };
             visit(extent, offset, bytes, lane, access, &accessor, &context)
                 .err()
-                .map(super::access::Trouble::Race)
+                .map(Trouble::Race)
         } else {
             None
         };
-        match trouble {
-            None => Ok(()),
-            Some(super::access::Trouble::Race(conflict)) => {
-                Err(self.race(&conflict, Place::Shared, warp, lane, pc, access))
-            }
-            Some(trouble) => {
-                let (address, bytes) = (to[lane], bytes as u64);
-                Err(self.trouble(trouble, landing, warp, lane, address, bytes, pc, access))
-            }
-        }
+        let attempt = Attempt {
+            landing,
+            lane,
+            address: to[lane],
+            bytes: bytes as u64,
+            pc,
+            access,
+        };
+        trouble.map_or(Ok(()), |trouble| Err(self.trouble(trouble, warp, attempt)))
     }
 
     pub(super) fn commit_copies(&mut self, warp: &Warp, mask: u32) {

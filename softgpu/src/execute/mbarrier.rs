@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::access::{Landing, Target, addresses};
+use super::landing::{Landing, Target, addresses};
 use super::race::Access;
 use super::{Machine, Origin, Result, lanes};
 use crate::barrier::{Mbarrier, Misuse};
@@ -145,10 +145,7 @@ impl Machine<'_> {
     ) -> Result<()> {
         for (place, mask) in self.gates(warp, barrier, mask, pc)? {
             let lane = mask.trailing_zeros() as usize & 31;
-            let access = Access::Write {
-                strong: false,
-                same: false,
-            };
+            let access = Access::WRITE;
             for lane in lanes(mask) {
                 self.touch_gate(warp, place, lane, pc, access)?;
             }

@@ -6,6 +6,7 @@ mod atomic;
 mod bulk;
 mod cluster;
 mod copy;
+mod landing;
 mod locate;
 mod mbarrier;
 mod private;
@@ -16,6 +17,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod touch;
+mod trouble;
 mod wgmma;
 
 use std::collections::HashMap;

@@ -1,7 +1,9 @@
 //! Loads and stores of what only one thread sees: its local memory, and the parameters.
 
-use super::access::{Landing, Target, Trouble, element, gather, set};
+use super::access::{element, gather, set};
+use super::landing::{Landing, Target};
 use super::race::Access;
+use super::trouble::{Attempt, Trouble};
 use super::{Machine, Result, lanes};
 use crate::ir::{Load, Store};
 use crate::registers::LANES;
@@ -21,6 +23,14 @@ impl Machine<'_> {
         let total = size * load.d.len();
         let local = self.kernel.local as usize;
         for lane in lanes(landing.mask) {
+            let attempt = Attempt {
+                landing,
+                lane,
+                address: addresses[lane],
+                bytes: total as u64,
+                pc,
+                access: Access::READ,
+            };
             let offset = addresses[lane].wrapping_sub(landing.base) as usize;
             let all = match landing.target {
                 Target::Local => &warp.local[lane * local..(lane + 1) * local],
@@ -31,19 +41,7 @@ impl Machine<'_> {
                 .and_then(|end| all.get(offset..end))
             else {
                 if self.flags.bounds {
-                    let access = Access::Read { strong: false };
-                    let address = addresses[lane];
-                    let bytes = total as u64;
-                    return Err(self.trouble(
-                        Trouble::Bounds,
-                        landing,
-                        warp,
-                        lane,
-                        address,
-                        bytes,
-                        pc,
-                        access,
-                    ));
+                    return Err(self.trouble(Trouble::Bounds, warp, attempt));
                 }
                 continue;
             };
@@ -53,18 +51,7 @@ impl Machine<'_> {
                 && (0..load.d.len())
                     .any(|i| warp.written.none(lane * local + offset + i * size, size));
             if unwritten {
-                let (address, bytes) = (addresses[lane], total as u64);
-                let access = Access::Read { strong: false };
-                return Err(self.trouble(
-                    Trouble::Unwritten,
-                    landing,
-                    warp,
-                    lane,
-                    address,
-                    bytes,
-                    pc,
-                    access,
-                ));
+                return Err(self.trouble(Trouble::Unwritten, warp, attempt));
             }
             for (bytes, (d, width)) in bytes.chunks_exact(size).zip(&load.d) {
                 let value = element(bytes, load.element, load.signed);
@@ -89,32 +76,22 @@ impl Machine<'_> {
             let mut value = [0; 32];
             gather(&mut value, &warp.registers, store, lane);
             let all = &mut warp.local[lane * local..(lane + 1) * local];
-            match offset
+            let place = offset
                 .checked_add(total)
-                .and_then(|end| all.get_mut(offset..end))
-            {
-                Some(bytes) => {
-                    bytes.copy_from_slice(&value[..total]);
-                    warp.written.mark(lane * local + offset, total);
-                }
-                None if self.flags.bounds => {
-                    let access = Access::Write {
-                        strong: false,
-                        same: false,
-                    };
-                    let (address, bytes) = (addresses[lane], total as u64);
-                    return Err(self.trouble(
-                        Trouble::Bounds,
-                        landing,
-                        warp,
-                        lane,
-                        address,
-                        bytes,
-                        pc,
-                        access,
-                    ));
-                }
-                None => {}
+                .and_then(|end| all.get_mut(offset..end));
+            if let Some(bytes) = place {
+                bytes.copy_from_slice(&value[..total]);
+                warp.written.mark(lane * local + offset, total);
+            } else if self.flags.bounds {
+                let attempt = Attempt {
+                    landing,
+                    lane,
+                    address: addresses[lane],
+                    bytes: total as u64,
+                    pc,
+                    access: Access::WRITE,
+                };
+                return Err(self.trouble(Trouble::Bounds, warp, attempt));
             }
         }
         Ok(())

@@ -46,6 +46,16 @@ pub(super) enum Access {
     },
 }
 
+impl Access {
+    /// An ordinary load's.
+    pub(super) const READ: Self = Self::Read { strong: false };
+    /// An ordinary store's.
+    pub(super) const WRITE: Self = Self::Write {
+        strong: false,
+        same: false,
+    };
+}
+
 impl Accessor {
     /// Whether the access at `mark` comes before what the lane does now.
     #[inline(always)]

@@ -1,12 +1,45 @@
 //! Accesses of one lane at a time: matrix rows, and atomic updates.
 
-use super::access::{Target, Trouble, addresses, element, is_reserved};
+use super::access::element;
+use super::landing::{Target, addresses};
 use super::race::{Access, visit};
+use super::trouble::{Attempt, Trouble};
 use super::{Machine, Result};
 use crate::ir::{Address, Space, Width};
 use crate::registers::LANES;
 use crate::tensor::matrix;
 use crate::warp::Warp;
+
+/// Where one lane accesses memory.
+#[derive(Clone, Copy)]
+pub(super) struct LaneAccess<'a> {
+    space: Space,
+    addresses: &'a [u64; LANES],
+    lane: usize,
+    bytes: usize,
+    pc: u32,
+    /// The stamp of a write that releases what was published earlier.
+    pub(super) stamp: Option<u32>,
+}
+
+impl<'a> LaneAccess<'a> {
+    pub(super) fn of(
+        space: Space,
+        addresses: &'a [u64; LANES],
+        lane: usize,
+        bytes: usize,
+        pc: u32,
+    ) -> Self {
+        Self {
+            space,
+            addresses,
+            lane,
+            bytes,
+            pc,
+            stamp: None,
+        }
+    }
+}
 
 impl Machine<'_> {
     /// `ldmatrix`: lanes 8i to 8i + 7 name the rows of matrix i.
@@ -62,44 +95,16 @@ impl Machine<'_> {
         out: &mut [u8],
         pc: u32,
     ) -> Result<()> {
-        let total = out.len();
-        let access = Access::Read { strong: false };
-        let landing = self.landing(warp, space, addresses, 1 << lane);
-        self.before_access(warp, landing, addresses, total as u64, pc, false)?;
-        let (flags, bounds) = (self.flags, self.bounds(landing));
-        let offset = addresses[lane].wrapping_sub(landing.base) as usize;
-        let mut unwritten = false;
-        let result = self.with_extent(warp, landing, pc, None, |extent, _, accessor, context| {
-            let end = offset.wrapping_add(total);
-            if offset > end || end > extent.bytes.len() || is_reserved(landing, offset) {
-                return if bounds { Err(Trouble::Bounds) } else { Ok(()) };
-            }
-            if flags.uninitialised && !extent.written.all(offset, total) {
-                unwritten = true;
-            }
-            if let Some(accessor) = accessor {
-                visit(extent, offset, total, lane, access, accessor, context)
-                    .map_err(Trouble::Race)?;
-            }
-            out.copy_from_slice(&extent.bytes[offset..end]);
-            Ok(())
-        });
-        if unwritten {
-            self.defer(landing, warp, lane, addresses[lane], total as u64, pc)?;
-        }
-        result.map_err(|trouble| {
-            let address = addresses[lane];
-            self.trouble(
-                trouble,
-                landing,
-                warp,
-                lane,
-                address,
-                total as u64,
-                pc,
-                access,
-            )
-        })
+        let place = LaneAccess::of(space, addresses, lane, out.len(), pc);
+        self.at_lane(
+            warp,
+            place,
+            |_| Access::READ,
+            |bytes| {
+                out.copy_from_slice(bytes);
+            },
+        )?;
+        Ok(())
     }
 
     /// Writes at one lane's address.
@@ -112,105 +117,97 @@ impl Machine<'_> {
         value: &[u8],
         pc: u32,
     ) -> Result<()> {
-        let total = value.len();
-        let landing = self.landing(warp, space, addresses, 1 << lane);
-        self.before_access(warp, landing, addresses, total as u64, pc, true)?;
-        let bounds = self.bounds(landing);
-        let offset = addresses[lane].wrapping_sub(landing.base) as usize;
-        let result = self.with_extent(warp, landing, pc, None, |extent, _, accessor, context| {
-            let end = offset.wrapping_add(total);
-            if offset > end || end > extent.bytes.len() || is_reserved(landing, offset) {
-                return if bounds { Err(Trouble::Bounds) } else { Ok(()) };
-            }
-            if let Some(accessor) = accessor {
-                let same = extent.bytes[offset..end] == *value && extent.written.all(offset, total);
-                let access = Access::Write {
-                    strong: false,
-                    same,
-                };
-                visit(extent, offset, total, lane, access, accessor, context)
-                    .map_err(Trouble::Race)?;
-            }
-            extent.written.mark(offset, total);
-            extent.bytes[offset..end].copy_from_slice(value);
-            Ok(())
-        });
-        result.map_err(|trouble| {
-            let access = Access::Write {
-                strong: false,
-                same: false,
-            };
-            let address = addresses[lane];
-            self.trouble(
-                trouble,
-                landing,
-                warp,
-                lane,
-                address,
-                total as u64,
-                pc,
-                access,
-            )
-        })
+        let place = LaneAccess::of(space, addresses, lane, value.len(), pc);
+        let access = |old: Option<&[u8]>| Access::Write {
+            strong: false,
+            same: old == Some(value),
+        };
+        self.at_lane(warp, place, access, |bytes| bytes.copy_from_slice(value))?;
+        Ok(())
     }
 
-    /// One lane's atomic update of `width` at its address; returns the old value.
-    #[allow(clippy::too_many_arguments)]
+    /// One lane's atomic update at its address; returns the old value.
     pub(super) fn update(
         &mut self,
         warp: &mut Warp,
-        space: Space,
-        addresses: &[u64; LANES],
-        lane: usize,
+        place: LaneAccess,
         width: Width,
-        pc: u32,
-        stamp: Option<u32>,
         f: impl FnOnce(u64) -> u64,
     ) -> Result<u64> {
-        let total = width.bytes();
-        let access = Access::Write {
+        let access = |_: Option<&[u8]>| Access::Write {
             strong: true,
             same: false,
         };
+        let old = self.at_lane(warp, place, access, |bytes| {
+            let old = element(bytes, width, false);
+            bytes.copy_from_slice(&f(old).to_le_bytes()[..width.bytes()]);
+            old
+        })?;
+        Ok(old.unwrap_or(0))
+    }
+
+    /// Checks one lane's access and lets `f` at the bytes; `None` where there are none and that is
+    /// no error. `access` says how they are used, given those that are there if all were written.
+    fn at_lane<T>(
+        &mut self,
+        warp: &mut Warp,
+        place: LaneAccess,
+        access: impl Fn(Option<&[u8]>) -> Access,
+        f: impl FnOnce(&mut [u8]) -> T,
+    ) -> Result<Option<T>> {
+        let LaneAccess {
+            space,
+            addresses,
+            lane,
+            bytes,
+            pc,
+            stamp,
+        } = place;
+        let first = access(None);
         let landing = self.landing(warp, space, addresses, 1 << lane);
-        self.before_access(warp, landing, addresses, total as u64, pc, true)?;
+        let attempt = Attempt {
+            landing,
+            lane,
+            address: addresses[lane],
+            bytes: bytes as u64,
+            pc,
+            access: first,
+        };
+        let stores = matches!(first, Access::Write { .. });
+        let reads = matches!(
+            first,
+            Access::Read { .. } | Access::Write { strong: true, .. }
+        );
+        self.before_access(warp, landing, addresses, bytes as u64, pc, stores)?;
+        if stores && reads && matches!(landing.target, Target::Allocation(_)) {
+            self.counters.bytes_read += bytes as u64;
+        }
         let (flags, bounds) = (self.flags, self.bounds(landing));
-        let offset = addresses[lane].wrapping_sub(landing.base) as usize;
         let mut unwritten = false;
         let result = self.with_extent(warp, landing, pc, stamp, |extent, _, accessor, context| {
-            let end = offset.wrapping_add(total);
-            if offset > end || end > extent.bytes.len() || is_reserved(landing, offset) {
-                return if bounds { Err(Trouble::Bounds) } else { Ok(0) };
-            }
-            if flags.uninitialised && !extent.written.all(offset, total) {
-                unwritten = true;
-            }
+            let Some(span) = landing.span(extent, addresses[lane], bytes) else {
+                return if bounds {
+                    Err(Trouble::Bounds)
+                } else {
+                    Ok(None)
+                };
+            };
+            let offset = span.start;
+            let written = extent.written.all(offset, bytes);
+            unwritten = reads && flags.uninitialised && !written;
             if let Some(accessor) = accessor {
-                visit(extent, offset, total, lane, access, accessor, context)
+                let access = access(written.then(|| &extent.bytes[span.clone()]));
+                visit(extent, offset, bytes, lane, access, accessor, context)
                     .map_err(Trouble::Race)?;
             }
-            let old = element(&extent.bytes[offset..end], width, false);
-            extent.bytes[offset..end].copy_from_slice(&f(old).to_le_bytes()[..total]);
-            Ok(old)
+            if stores && !reads {
+                extent.written.mark(offset, bytes);
+            }
+            Ok(Some(f(&mut extent.bytes[span])))
         });
         if unwritten {
-            self.defer(landing, warp, lane, addresses[lane], total as u64, pc)?;
+            self.defer(warp, attempt)?;
         }
-        if let Target::Allocation(_) = landing.target {
-            self.counters.bytes_read += total as u64;
-        }
-        result.map_err(|trouble| {
-            let address = addresses[lane];
-            self.trouble(
-                trouble,
-                landing,
-                warp,
-                lane,
-                address,
-                total as u64,
-                pc,
-                access,
-            )
-        })
+        result.map_err(|trouble| self.trouble(trouble, warp, attempt))
     }
 }

@@ -1,7 +1,8 @@
 //! Accesses of the asynchronous engines, with the checks of ordinary ones.
 
-use super::access::{Landing, Target, Trouble, is_reserved};
+use super::landing::{Landing, Target};
 use super::race::{Access, Context, visit};
+use super::trouble::{Attempt, Trouble};
 use super::{Machine, Result};
 use crate::fault::{Fault, Kind};
 use crate::memory::Extent;
@@ -76,36 +77,31 @@ impl Machine<'_> {
         let reads = matches!(access, Access::Read { .. });
         self.check_host(warp, landing, lane, (address, bytes), !reads, pc)?;
         self.visit_peer(warp, landing, 1 << lane, pc)?;
-        let offset = address.wrapping_sub(landing.base) as usize;
-        let end = offset.saturating_add(bytes as usize);
         let result = self.with_extent(warp, landing, pc, None, |extent, _, accessor, context| {
-            if end > extent.bytes.len() || is_reserved(landing, offset) {
+            let Some(span) = landing.span(extent, address, bytes as usize) else {
                 return if bounds { Err(Trouble::Bounds) } else { Ok(()) };
-            }
-            if reads && flags.uninitialised && !extent.written.all(offset, end - offset) {
+            };
+            if reads && flags.uninitialised && !extent.written.all(span.start, span.len()) {
                 return Err(Trouble::Unwritten);
             }
             let Some(accessor) = accessor else {
                 return Ok(());
             };
-            visit(
-                extent,
-                offset,
-                end - offset,
-                lane,
-                access,
-                accessor,
-                context,
-            )
-            .map_err(Trouble::Race)
+            let (offset, bytes) = (span.start, span.len());
+            visit(extent, offset, bytes, lane, access, accessor, context).map_err(Trouble::Race)
         });
-        let size = bytes.into();
+        let attempt = Attempt {
+            landing,
+            lane,
+            address,
+            bytes: bytes.into(),
+            pc,
+            access,
+        };
         match result {
             Ok(()) => Ok(()),
-            Err(Trouble::Unwritten) => self.defer(landing, warp, lane, address, size, pc),
-            Err(trouble) => {
-                Err(self.trouble(trouble, landing, warp, lane, address, size, pc, access))
-            }
+            Err(Trouble::Unwritten) => self.defer(warp, attempt),
+            Err(trouble) => Err(self.trouble(trouble, warp, attempt)),
         }
     }
 

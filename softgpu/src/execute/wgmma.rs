@@ -1,6 +1,6 @@
 //! `wgmma`: each warp computes its 16 rows of the warpgroup's product.
 
-use super::access::{Landing, Target};
+use super::landing::{Landing, Target};
 use super::race::Access;
 use super::{Machine, Origin, Result};
 use crate::fault::{Fault, Kind};
@@ -151,7 +151,7 @@ impl Machine<'_> {
             base: 0,
             mask: 1 << lane,
         };
-        let access = Access::Read { strong: false };
+        let access = Access::READ;
         self.check_in_flight(warp, address, 16, lane, pc)?;
         let range = (address.into(), 16);
         self.check_proxy(warp, landing, lane, range, pc)?;
