@@ -114,8 +114,8 @@ fn as_fast_as_the_prototype() {
 
     // One warp that has nothing to add: what is left is the launch.
     let add = gpu.function("add");
-    // Unchecked launches have no figure to keep: they cost the driver layer as much (1.5 µs), where
-    // the prototype, which had no streams to order, took 0.33 µs.
+    // Unchecked launches have no figure to keep: they cost the driver layer nearly as much (0.9 µs),
+    // where the prototype, which had no streams to order, took 0.33 µs.
     compare(&gpu, "10,000 launches", &[15.0], || {
         for _ in 0..10_000 {
             try_launch!(gpu, add, flat(1, 32); &values, &values, &sums, &0u32).expect("a launch");

@@ -42,7 +42,7 @@ impl Function {
     }
 
     /// The kernel, decoded.
-    pub fn kernel(&self) -> &Kernel {
+    pub fn kernel(&self) -> &Arc<Kernel> {
         &self.kernel
     }
 
