@@ -2,12 +2,17 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | `contrast` | the logits of queries and queue, on the tensor cores |
-//! | `device` | the context, the kernels loaded into it, and the stream that work is put on |
-//! | `queue` | the queue of negatives in device memory |
 //! | `rank` | the hardest queue rows of each query |
-//! | `status` | what only the device can see: rows that are not finite |
-//! | `workspace` | memory that is planned once and reused |
+//! | `mix` | synthetic negatives from the hardest |
+//! | `info_nce` | loss and gradient over real and synthetic negatives |
+//! | `step` | all of it |
+//! | `queue` | the queue of negatives in device memory |
+//! | `device` | the context, the kernels loaded into it, and the stream that work is put on |
+//! | `batch`, `output` | what goes into a step and what comes back |
+//!
+//! Below them: `contrast` and `weigh` are the two products on the tensor cores, queries with queue and
+//! weights with queue; `part` runs a step over some of the rows, `status` holds what only the device
+//! can see, `workspace` memory that is planned once and reused.
 //!
 //! Every function puts its work on the [`Device`]'s stream and returns; none waits for the device
 //! unless its documentation says so, and none allocates once its outputs and workspace have their
