@@ -86,6 +86,18 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 4)
   }
   float* usable = p.usable + uint64_t(row) * p.dim;
   for (uint32_t i = lane; i < p.dim; i += WARP) usable[i] = fault == FAULT_NONE ? query[i] : 0.0f;
+  if (p.product_queries) {
+    const uint32_t width = (p.dim + PRODUCT_GROUP - 1) / PRODUCT_GROUP * PRODUCT_GROUP;
+    for (uint32_t i = lane; i < width; i += WARP) {
+      // The tensor cores get dimension 2k as their k-th and 2k + 1 as their (k + 4)-th of eight, which
+      // is how two elements share a register.
+      const uint32_t at = i % PRODUCT_GROUP, half = PRODUCT_GROUP / 2;
+      const uint32_t from = i - at + (at < half ? 2 * at : 2 * (at - half) + 1);
+      const uint64_t to = uint64_t(row) * width + i;
+      p.product_queries[to] = from < p.dim && fault == FAULT_NONE ? query[from] : 0.0f;
+      p.product_keys[to] = from < p.dim ? key[from] : 0.0f;
+    }
+  }
   if (lane == 0) {
     p.faults[row] = fault;
     p.query_squares[row] = query_square;

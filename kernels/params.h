@@ -193,6 +193,7 @@ constexpr uint32_t LONGEST_SPLIT = 16384;
 // The rows whose queries and keys are multiplied with each other by the kernel that multiplies queries
 // and queue, so that a key that is also a queue row has that row's logit, to the bit.
 constexpr uint32_t PRODUCT_ROWS = 128;
+constexpr uint32_t PRODUCT_GROUP = 8;
 
 // Why a row cannot be computed.
 constexpr uint32_t FAULT_NONE = 0;
@@ -215,6 +216,10 @@ struct PrepareParams {
   float* usable;          // [rows, dim], the queries, zeros where a row has a fault
   uint32_t* faults;       // [rows]
   double* query_squares;  // [rows]
+  float* product_queries; // the usable queries, or null; [rows, dim], rounded up to PRODUCT_GROUP
+                          // dimensions, each group in the order in which the product of queries and
+                          // a queue of 16-bit elements takes them
+  float* product_keys;    // the keys in the same order
   uint32_t rows;
   uint32_t dim;
   uint32_t splits;

@@ -413,3 +413,217 @@ fn row_offsets_up_to_the_last_row() {
         }
     }
 }
+
+/// What only the GPU path has.
+#[cfg(feature = "cuda")]
+mod on_the_device {
+    use hardmix::cuda::{self, Precision};
+    use hardmix::{Error, NO_LABEL, Output};
+
+    use super::*;
+    use crate::common::cuda::{device, under_all_schedules};
+    use crate::common::{assert_same_bits, row_bits};
+
+    fn recipe(dtype: DType) -> Recipe {
+        // Splits of 16 stages and more, which wrap the rings several times, of two column tiles.
+        Recipe {
+            rows: 5,
+            capacity: 600,
+            dim: 132,
+            dtype,
+            labels: Labels::Oracle(3),
+            gradient: QueryGradient::Attached,
+            key_gradient: true,
+            ..Recipe::default()
+        }
+    }
+
+    fn run(step: &mut cuda::Step, case: &Case) -> Output {
+        let queue = cuda::Queue::from_host(device(), &case.queue).expect("a copy");
+        step.run_from_host(&case.batch(), &queue, &case.draws)
+            .expect("a valid case")
+    }
+
+    fn new_step(case: &Case) -> cuda::Step {
+        cuda::Step::new(device(), case.config.clone()).expect("a step")
+    }
+
+    #[test]
+    fn every_schedule_gives_the_same_bits() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let case = recipe(dtype).build();
+            under_all_schedules(|| {
+                let output = run(&mut new_step(&case), &case);
+                (row_bits(&output), output.loss().map(f32::to_bits).ok())
+            });
+        }
+    }
+
+    /// However many queries are taken at once, of however many parts.
+    #[test]
+    fn parts_give_the_bits_of_the_whole() {
+        for draws in [DrawKind::Given, DrawKind::Seeded { seed: 4, step: 5 }] {
+            let case = Recipe {
+                draws,
+                row_offset: 77,
+                ..recipe(DType::Bf16)
+            }
+            .build();
+            let whole = run(&mut new_step(&case), &case);
+            for rows in [0, 1, 2, 4] {
+                let mut step = new_step(&case).with_rows_at_once(rows);
+                let what = format!("{rows} rows at once");
+                assert_same_bits(&whole, &run(&mut step, &case), &what);
+            }
+        }
+    }
+
+    /// The fast precision is near the exact one, and is not it.
+    #[test]
+    fn the_fast_precision_is_off_by_what_it_says() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let case = Recipe {
+                labels: Labels::None,
+                ..recipe(dtype)
+            }
+            .build();
+            let exact = run(&mut new_step(&case), &case);
+            let mut step = new_step(&case).with_precision(Precision::Tensor);
+            let fast = run(&mut step, &case);
+            let square = |x: f32| f64::from(x).powi(2);
+            let pairs = exact.grad_queries.iter().zip(&fast.grad_queries);
+            let off = pairs.map(|(a, b)| square(a - b)).sum::<f64>().sqrt();
+            let size = exact.grad_queries.iter().map(|&a| square(a)).sum::<f64>();
+            // Products off by 2⁻¹⁰ at most, twice, at τ = 0.2.
+            let relative = off / size.sqrt();
+            assert!(relative < 10.0 / 1024.0, "{dtype:?}: {relative:e}");
+            assert!(relative > 1e-6, "{dtype:?}: {relative:e}");
+        }
+    }
+
+    /// A key that is also a queue row has that row's logit, to the bit: a tie, which is no hit.
+    #[test]
+    fn a_key_that_is_a_queue_row_ties_with_it() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let mut case = Recipe {
+                rows: 131,
+                dim: 37,
+                capacity: 40,
+                mixed: 0,
+                query_mixed: 0,
+                dtype,
+                ..Recipe::default()
+            }
+            .build();
+            let rows = case.queue.rows().to_f32();
+            // Each query's nearest queue row is its key.
+            let query_rows = case.queries.chunks_exact(37);
+            case.keys = query_rows
+                .flat_map(|query| {
+                    let dot = |n: &[f32]| -> f64 {
+                        let pairs = query.iter().zip(n);
+                        pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+                    };
+                    let nearest = rows
+                        .chunks_exact(37)
+                        .max_by(|a, b| dot(a).total_cmp(&dot(b)));
+                    nearest.expect("a row").to_vec()
+                })
+                .collect();
+            let output = run(&mut new_step(&case), &case);
+            assert!(!output.hits.contains(&true), "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn misuse_is_refused() {
+        let case = recipe(DType::F32).build();
+        let queue = cuda::Queue::from_host(device(), &case.queue).expect("a copy");
+        let mut step = new_step(&case);
+        assert!(matches!(step.read(), Err(Error::OutOfRange { .. })));
+        let queries = device().upload("queries", &case.queries).expect("a copy");
+        let keys = device().upload("keys", &case.keys).expect("a copy");
+        let seeds = device().upload("seeds", &[1u64, 2, 3]).expect("a copy");
+        let batch = cuda::Batch::new(&queries, &keys, 132).expect("a batch");
+        let words = cuda::Draws::Seeded(&seeds);
+        let error = step.run(&batch, &queue, &words).expect_err("three words");
+        assert!(
+            error
+                .to_string()
+                .starts_with("seed and step has 3 elements"),
+            "{error}"
+        );
+        let two = seeds.slice(..2);
+        let draws = cuda::Draws::Seeded(&two);
+        let error = step.run(&batch, &queue, &draws).expect_err("no labels");
+        assert!(matches!(error, Error::MissingLabels { .. }), "{error}");
+        assert!(cuda::Batch::new(&queries, &keys, 131).is_err());
+        let labels = device().upload("labels", &[NO_LABEL; 4]).expect("a copy");
+        assert!(batch.with_labels(&labels).is_err());
+        assert!(cuda::Batch::new(&queries, &seeds_as_floats(), 132).is_err());
+    }
+
+    fn seeds_as_floats() -> cudarc::driver::CudaSlice<f32> {
+        device().upload("keys", &[0.0; 7]).expect("a copy")
+    }
+
+    /// Draws and features that only the device can refuse, named as on the CPU.
+    #[test]
+    fn what_the_device_refuses_is_named() {
+        let case = Recipe {
+            draws: DrawKind::Given,
+            ..Recipe::default()
+        }
+        .build();
+        let Draws::Given(good) = &case.draws else {
+            panic!("given draws")
+        };
+        for (spoil, expected) in [
+            (
+                (|given| given.first[3 * 30 + 7] = 20) as fn(&mut hardmix::GivenDraws),
+                "draw first[3, 7] is position 20; \
+                 expected less than 20, the number of that row's hardest",
+            ),
+            (
+                |given| given.pick[2 * 11 + 5] = u32::MAX,
+                "draw pick[2, 5] is position 4294967295; \
+                 expected less than 20, the number of that row's hardest",
+            ),
+            (
+                |given| {
+                    given.alpha[4] = f32::NAN;
+                    given.second[5] = 99;
+                },
+                "draw second[0, 5] is position 99; \
+                 expected less than 20, the number of that row's hardest",
+            ),
+            (
+                |given| given.beta[6 * 11] = 1.5,
+                "beta is 1.5; expected a weight from 0 to 1",
+            ),
+        ] {
+            let mut given = good.clone();
+            spoil(&mut given);
+            let queue = cuda::Queue::from_host(device(), &case.queue).expect("a copy");
+            let upload = |values: &[u32]| device().upload("draws", values).expect("a copy");
+            let weights = |values: &[f32]| device().upload("draws", values).expect("a copy");
+            let queries = weights(&case.queries);
+            let keys = weights(&case.keys);
+            let (first, second) = (upload(&given.first), upload(&given.second));
+            let pick = upload(&given.pick);
+            let (alpha, beta) = (weights(&given.alpha), weights(&given.beta));
+            let draws = cuda::Draws::Given(cuda::GivenDraws {
+                first: &first,
+                second: &second,
+                alpha: &alpha,
+                pick: &pick,
+                beta: &beta,
+            });
+            let mut step = new_step(&case);
+            let batch = cuda::Batch::new(&queries, &keys, 24).expect("a batch");
+            step.run(&batch, &queue, &draws).expect("queued");
+            let error = step.read().expect_err(expected);
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+}

@@ -80,6 +80,14 @@ impl Part<'_> {
     /// The contract of [`Part`].
     pub unsafe fn prepare(&self) -> Result<()> {
         let (rows, dim) = (self.rows.len(), self.shape.dim);
+        let reordered = self.dtype != DType::F32;
+        let asked = |place: *mut f32| {
+            if reordered {
+                place
+            } else {
+                std::ptr::null_mut()
+            }
+        };
         let params = PrepareParams {
             queries: self.queries,
             keys: self.keys,
@@ -87,6 +95,8 @@ impl Part<'_> {
             usable: self.scratch.usable,
             faults: self.scratch.faults,
             query_squares: self.scratch.query_squares,
+            product_queries: asked(self.scratch.product_queries),
+            product_keys: asked(self.scratch.product_keys),
             rows: rows as u32,
             dim: dim as u32,
             splits: self.shape.longest_splits() as u32,
@@ -98,13 +108,19 @@ impl Part<'_> {
         };
         // SAFETY: the contract of `Part`.
         unsafe { self.device.launch(launch, &params)? };
+        let (queries, keys, dim) = if reordered {
+            let (queries, keys) = (self.scratch.product_queries, self.scratch.product_keys);
+            (queries, keys.cast_const(), self.shape.product_dim())
+        } else {
+            (self.scratch.usable, self.keys, dim)
+        };
         let group = PRODUCT_ROWS as usize;
         for start in (0..rows).step_by(group) {
             let count = group.min(rows - start);
             let product = Product {
-                queries: self.scratch.usable.wrapping_add(start * dim),
+                queries: queries.wrapping_add(start * dim),
                 rows: count,
-                queue: self.keys.wrapping_add(start * dim).cast(),
+                queue: keys.wrapping_add(start * dim).cast(),
                 dtype: DType::F32,
                 capacity: count,
                 dim,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::contrast::{self, Precision};
 use super::device::{Device, Memory};
-use super::params::{INFO_NCE_SPLIT, LONGEST_SPLIT, PRODUCT_ROWS, RowFigures};
+use super::params::{INFO_NCE_SPLIT, LONGEST_SPLIT, PRODUCT_GROUP, PRODUCT_ROWS, RowFigures};
 use super::weigh::Splits;
 use super::workspace::Buffer;
 use crate::config::Config;
@@ -26,11 +26,18 @@ pub(super) struct Shape {
     pub hardest: usize,
     pub mixed: usize,
     pub query_mixed: usize,
+    /// What the caller allows.
+    pub rows_at_once: usize,
 }
 
 impl Shape {
     pub fn synthetics(&self) -> usize {
         self.mixed + self.query_mixed
+    }
+
+    /// Dimensions of queries and keys where they are reordered for their product.
+    pub fn product_dim(&self) -> usize {
+        self.dim.next_multiple_of(PRODUCT_GROUP as usize)
     }
 
     /// Into how many splits the logits of a row are cut.
@@ -51,6 +58,7 @@ impl Shape {
     pub fn part(&self) -> usize {
         contrast::rows_at_once(self.capacity)
             .min(MOST_ROWS)
+            .min(self.rows_at_once.max(1))
             .min(self.rows)
     }
 }
@@ -106,6 +114,9 @@ scratch! {
     query_squares: f64,
     /// The largest ‖n‖² of each split of the queue.
     longest: f32,
+    /// Queries and keys as their product takes them, for queues of 16-bit elements.
+    product_queries: f32,
+    product_keys: f32,
     /// Queries by keys, in groups of `PRODUCT_ROWS`.
     products: f32,
     /// [rows, capacity]; then the weights.
@@ -156,6 +167,8 @@ impl Scratch {
             faults: (rows, 1),
             query_squares: (rows, 1),
             longest: (shape.longest_splits(), 1),
+            product_queries: (rows, shape.product_dim()),
+            product_keys: (rows, shape.product_dim()),
             products: (rows, rows.min(PRODUCT_ROWS as usize)),
             logits: (rows, capacity),
             maxima: (rows, splits),

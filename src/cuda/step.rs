@@ -1,8 +1,8 @@
 //! The step: loss, gradient and diagnostics of a batch.
 
-use cudarc::driver::{CudaView, DevicePtr};
+use cudarc::driver::{CudaSlice, CudaView, DevicePtr};
 
-use super::batch::{Batch, Draws};
+use super::batch::{Batch, Draws, GivenDraws};
 use super::contrast::{Precision, check_rows};
 use super::device::{Device, Memory};
 use super::mix::{HeldDraws, check_dim, check_synthetics};
@@ -14,6 +14,7 @@ use super::rank::{Mask, Selection, check_hardest};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::output::Output;
+use crate::{self as host};
 
 /// The MoCHi loss on an NVIDIA GPU: settings, outputs, and memory that is reused from step to step.
 ///
@@ -24,6 +25,7 @@ pub struct Step {
     device: Device,
     config: Config,
     precision: Precision,
+    rows_at_once: usize,
     scratch: Scratch,
     results: Results,
 }
@@ -53,6 +55,7 @@ impl Step {
             device: device.clone(),
             config,
             precision: Precision::default(),
+            rows_at_once: usize::MAX,
             scratch: Scratch::new(device)?,
             results: Results::new(device)?,
         })
@@ -62,6 +65,15 @@ impl Step {
     #[must_use]
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
+        self
+    }
+
+    /// With at most this many queries at a time, and at least one: less memory, a few bytes for each
+    /// of them and each queue row. A row's bits are the same. Otherwise some 256 MiB of logits are made
+    /// at once.
+    #[must_use]
+    pub fn with_rows_at_once(mut self, rows: usize) -> Self {
+        self.rows_at_once = rows;
         self
     }
 
@@ -95,6 +107,61 @@ impl Step {
         self.run_over(batch, queue, Negatives::Drawn(draws))
     }
 
+    /// [`Step::run`] of a batch and draws in host memory, and what comes of it: two copies and a wait,
+    /// for those whose tensors are not on the device.
+    ///
+    /// # Errors
+    /// As [`Step::run`] and [`Step::read`]; for draws as [`crate::cpu::Step::run`].
+    pub fn run_from_host(
+        &mut self,
+        batch: &host::Batch<'_>,
+        queue: &Queue,
+        draws: &host::Draws,
+    ) -> Result<Output> {
+        draws.check(batch.rows(), self.config.mixed(), self.config.query_mixed())?;
+        let device = self.device.clone();
+        let queries = device.upload("queries", batch.queries())?;
+        let keys = device.upload("keys", batch.keys())?;
+        let labels = batch
+            .labels()
+            .map(|labels| device.upload("query labels", labels))
+            .transpose()?;
+        let mut there =
+            Batch::new(&queries, &keys, batch.dim())?.with_row_offset(batch.row_offset())?;
+        if let Some(labels) = &labels {
+            there = there.with_labels(labels)?;
+        }
+        match draws {
+            host::Draws::Seeded { seed, step } => {
+                let words = device.upload("seed and step", &[*seed, *step])?;
+                self.run(&there, queue, &Draws::Seeded(&words))?;
+            }
+            host::Draws::Given(given) => {
+                // An upload of nothing still has room for something.
+                let words = [&given.first, &given.second, &given.pick].map(|positions| {
+                    let slice = device.upload("draws", positions)?;
+                    Ok((slice, positions.len()))
+                });
+                let weights = [&given.alpha, &given.beta].map(|weights| {
+                    let slice = device.upload("draws", weights)?;
+                    Ok((slice, weights.len()))
+                });
+                let ([first, second, pick], [alpha, beta]) = (words, weights);
+                let (first, second, pick) = (first?, second?, pick?);
+                let (alpha, beta): ((CudaSlice<f32>, usize), _) = (alpha?, beta?);
+                let given = GivenDraws {
+                    first: &first.0.slice(..first.1),
+                    second: &second.0.slice(..second.1),
+                    alpha: &alpha.0.slice(..alpha.1),
+                    pick: &pick.0.slice(..pick.1),
+                    beta: &beta.0.slice(..beta.1),
+                };
+                self.run(&there, queue, &Draws::Given(given))?;
+            }
+        }
+        self.read()
+    }
+
     pub(super) fn run_over(
         &mut self,
         batch: &Batch<'_>,
@@ -105,11 +172,12 @@ impl Step {
             device,
             config,
             precision,
+            rows_at_once,
             scratch,
             results,
         } = self;
         let given = matches!(negatives, Negatives::Given(..));
-        let shape = shape(config, batch, queue, given)?;
+        let shape = shape(config, batch, queue, *rows_at_once, given)?;
         results.ran = None;
 
         let queries = device.read("queries", batch.queries)?;
@@ -247,7 +315,13 @@ impl Step {
 }
 
 /// Checks what a batch meets.
-fn shape(config: &Config, batch: &Batch<'_>, queue: &Queue, given: bool) -> Result<Shape> {
+fn shape(
+    config: &Config,
+    batch: &Batch<'_>,
+    queue: &Queue,
+    rows_at_once: usize,
+    given: bool,
+) -> Result<Shape> {
     check_dim(queue, batch.dim())?;
     let shape = Shape {
         rows: batch.rows(),
@@ -256,6 +330,7 @@ fn shape(config: &Config, batch: &Batch<'_>, queue: &Queue, given: bool) -> Resu
         hardest: if given { 0 } else { config.hardest() },
         mixed: config.mixed(),
         query_mixed: config.query_mixed(),
+        rows_at_once,
     };
     check_synthetics(shape.mixed, shape.query_mixed)?;
     if shape.hardest > 0 {
