@@ -25,6 +25,7 @@ enum class Sum {
   SHUFFLE_IN_BRANCH,   // a shuffle waits for lanes that wait elsewhere
   HALF_THE_TREE,       // one level too few
   OVERLAPPING_TREE,    // level n reads what level n writes
+  ENDLESS_TREE,        // the levels' width is rounded up and never gets to 0
   // Controls: correct.
   WARP_FIRST,          // each warp reduces its own part under __syncwarp alone
   SHUFFLES_LAST,       // the last 32 by shuffles
@@ -92,7 +93,8 @@ __device__ __forceinline__ void sum(const float* in, float* sums, u32 n) {
     } else if (SUM == Sum::BARRIER_IN_BRANCH) {
       __syncwarp();
     } else {
-      for (u32 step = 32; step > (SUM == Sum::HALF_THE_TREE ? 1 : 0); step /= 2) {
+      constexpr u32 UP = SUM == Sum::ENDLESS_TREE ? 1 : 0;
+      for (u32 step = 32; step > (SUM == Sum::HALF_THE_TREE ? 1 : 0); step = (step + UP) / 2) {
         float other = lane < step ? partial[thread + step] : 0.0f;
         total += other;
         if (SUM == Sum::FOREIGN_MASK) __syncwarp(0xFFFF);
@@ -125,6 +127,7 @@ SUM(sum_foreign_mask, FOREIGN_MASK)
 SUM(sum_shuffle_in_branch, SHUFFLE_IN_BRANCH)
 SUM(sum_half_the_tree, HALF_THE_TREE)
 SUM(sum_overlapping_tree, OVERLAPPING_TREE)
+SUM(sum_endless_tree, ENDLESS_TREE)
 SUM(sum_warp_first, WARP_FIRST)
 SUM(sum_shuffles_last, SHUFFLES_LAST)
 SUM(sum_one_warp, ONE_WARP)

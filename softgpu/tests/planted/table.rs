@@ -72,6 +72,7 @@ fn sums() -> Vec<Case> {
             ("sum_barrier_in_branch", barrier()),
             ("sum_foreign_mask", barrier()),
             ("sum_shuffle_in_branch", barrier()),
+            ("sum_endless_tree", endless()),
             ("sum_half_the_tree", WrongResult),
             ("sum_at_most_128", limit()),
             ("sum_warp_first", Clean),
