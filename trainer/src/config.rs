@@ -167,6 +167,9 @@ impl Default for TrainConfig {
     }
 }
 
+/// The most epochs of a run: far more than any, and few enough that their steps can be counted.
+const MOST_EPOCHS: u64 = 1_000_000;
+
 impl TrainConfig {
     /// Reads a TOML file; settings that it leaves out keep their defaults.
     ///
@@ -255,6 +258,9 @@ impl TrainConfig {
             if value == 0 {
                 return fail(setting, "0".to_owned(), "at least 1");
             }
+        }
+        if self.epochs > MOST_EPOCHS {
+            return fail("epochs", self.epochs.to_string(), "at most 1000000");
         }
         if let Some(size) = self.image_size.filter(|size| !(8..=1024).contains(size)) {
             return fail("image_size", size.to_string(), "8 to 1024");

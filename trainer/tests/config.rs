@@ -95,6 +95,10 @@ fn settings_outside_their_domain_are_errors_by_name() {
         ("checkpoint_every = 0", "checkpoint_every is 0"),
         ("embedding = 0", "embedding is 0"),
         ("train_images = 0", "train_images is 0"),
+        (
+            "epochs = 1000001",
+            "epochs is 1000001; expected at most 1000000",
+        ),
         ("image_size = 4", "image_size is 4; expected 8 to 1024"),
         (
             "hardest = 4097",
