@@ -41,7 +41,7 @@ pub enum Device {
 /// [`Error::Data`] for a case that is not one, [`Error::Loss`] for values that the loss refuses,
 /// [`Error::Io`] for a file that cannot be read or written. No file is written then.
 pub fn run(args: &LossArgs) -> Result<()> {
-    if args.device == Device::Cuda {
+    if args.device == Device::Cuda && cfg!(not(feature = "cuda")) {
         return Err(Error::Setting {
             setting: "--device",
             value: "cuda".into(),
@@ -54,7 +54,7 @@ pub fn run(args: &LossArgs) -> Result<()> {
         reason,
     };
     let case = Case::read(&bytes).map_err(wrong)?;
-    let output = case.compute()?;
+    let output = case.compute(args.device)?;
     // A loss that is not a number is an error that names the row, never a result.
     let loss = output.loss()?;
     match &args.out {
@@ -109,12 +109,21 @@ impl Case {
         })
     }
 
-    fn compute(&self) -> Result<Output> {
+    fn compute(&self, device: Device) -> Result<Output> {
         let mut batch = Batch::new(&self.queries, &self.keys, self.dim)?;
         if let Some(labels) = &self.query_labels {
             batch = batch.with_labels(labels)?;
         }
-        Ok(cpu::Step::new(self.config.clone()).run(&batch, &self.queue, &self.draws)?)
+        Ok(match device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda => {
+                let device = hardmix::cuda::Device::new(0)?;
+                let queue = hardmix::cuda::Queue::from_host(&device, &self.queue)?;
+                let mut step = hardmix::cuda::Step::new(&device, self.config.clone())?;
+                step.run_from_host(&batch, &queue, &self.draws)?
+            }
+            _ => cpu::Step::new(self.config.clone()).run(&batch, &self.queue, &self.draws)?,
+        })
     }
 }
 
