@@ -4,12 +4,12 @@
 //! `cargo bench -p hardmix --features cuda --bench rank`. Without a GPU it says so and stops.
 
 mod common;
-
-use std::time::Duration;
+#[path = "common/gpu.rs"]
+mod gpu;
 
 use common::{DIM, Features, Input};
-use criterion::{Bencher, Criterion};
-use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
+use criterion::Criterion;
+use gpu::by_events;
 use hardmix::cuda::{self, Device, Precision, Ranked, Workspace};
 use hardmix::{DType, Queue, Result, Rows};
 
@@ -20,15 +20,7 @@ const SHAPES: [(usize, usize); 3] = [(65_536, 256), (16_384, 256), (65_536, 32)]
 const HARDEST: usize = 1024;
 
 fn main() {
-    let device = match Device::new(0) {
-        Ok(device) => device,
-        Err(error) => return println!("no GPU, nothing is measured: {error}"),
-    };
-    let name = device.stream().context().name().expect("the device's name");
-    if name == "softgpu" {
-        return println!("no GPU, nothing is measured: {name} interprets");
-    }
-    println!("on {name}");
+    let Some(device) = gpu::device() else { return };
     let mut criterion = Criterion::default().configure_from_args();
     for (capacity, rows) in SHAPES {
         measure(&mut criterion, &device, capacity, rows).expect("a valid input");
@@ -71,22 +63,4 @@ fn measure(criterion: &mut Criterion, device: &Device, capacity: usize, rows: us
         });
     });
     Ok(())
-}
-
-/// Times what is put on the stream, without the host's share of it where the device is behind.
-fn by_events(bencher: &mut Bencher, device: &Device, mut work: impl FnMut() -> Result<()>) {
-    let stream = device.stream();
-    bencher.iter_custom(|iterations| {
-        let start = stream
-            .record_event(Some(CU_EVENT_DEFAULT))
-            .expect("an event");
-        for _ in 0..iterations {
-            work().expect("valid input");
-        }
-        let end = stream
-            .record_event(Some(CU_EVENT_DEFAULT))
-            .expect("an event");
-        let milliseconds = start.elapsed_ms(&end).expect("both have been recorded");
-        Duration::from_secs_f64(f64::from(milliseconds) / 1e3)
-    });
 }
