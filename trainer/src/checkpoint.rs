@@ -66,10 +66,11 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let written = File::create(&beside)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&beside, path))
-        // The rename itself lies in the folder.
-        .and_then(|()| {
-            path.parent()
-                .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        // The rename itself lies in the folder, which a bare name does not mention.
+        .and_then(|()| match path.parent() {
+            Some(folder) if folder.as_os_str().is_empty() => File::open(".")?.sync_all(),
+            Some(folder) => File::open(folder)?.sync_all(),
+            None => Ok(()),
         });
     written.map_err(|error| {
         // The first error is the one to report; a leftover is only untidy.

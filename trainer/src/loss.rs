@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use hardmix::{Batch, Config, Draws, GivenDraws, Output, QueryGradient, Queue, Rows, cpu};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::checkpoint::replace;
 use crate::error::{Error, Result};
 
 /// The flags of `hardmix loss`.
@@ -365,7 +365,7 @@ fn result(case: &Case, output: &Output, loss: f32) -> Vec<Tensor> {
     tensors
 }
 
-/// Writes the file beside its place and renames it, so that a failure leaves none.
+/// Writes the file; a failure leaves none.
 fn write(path: &Path, tensors: &[Tensor]) -> Result<()> {
     let views = tensors.iter().map(|tensor| {
         TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)
@@ -378,15 +378,5 @@ fn write(path: &Path, tensors: &[Tensor]) -> Result<()> {
             path: path.into(),
             reason: error.to_string(),
         })?;
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".partial");
-    let beside = PathBuf::from(beside);
-    let written = fs::File::create(&beside)
-        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&beside, path));
-    written.map_err(|error| {
-        // The first error is the one to report; a leftover is only untidy.
-        let _ = fs::remove_file(&beside);
-        Error::io("write", path)(error)
-    })
+    replace(path, &bytes)
 }
