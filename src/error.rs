@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use rayon::prelude::*;
-
 /// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -237,7 +235,7 @@ pub(crate) fn elements(argument: &'static str, rows: usize, width: usize) -> Res
 }
 
 /// `rows · width` copies of a value, or an error where there is no memory for them.
-pub(crate) fn filled<T: Clone + Send>(
+pub(crate) fn filled<T: Clone>(
     argument: &'static str,
     rows: usize,
     width: usize,
@@ -251,8 +249,7 @@ pub(crate) fn filled<T: Clone + Send>(
             rows,
             width,
         })?;
-    // The first touch of fresh memory is what costs, and all threads can share it.
-    data.par_extend(rayon::iter::repeat_n(value, len));
+    data.resize(len, value);
     Ok(data)
 }
 
