@@ -21,11 +21,14 @@ const ALWAYS: [&str; 8] = [
     "hits_with_synthetic",
 ];
 
+fn program(folder: &Path, arguments: &[&str]) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_hardmix"));
+    program.current_dir(folder).arg("loss").args(arguments);
+    program
+}
+
 fn loss(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_hardmix"))
-        .current_dir(folder)
-        .arg("loss")
-        .args(arguments)
+    program(folder, arguments)
         .output()
         .expect("the program runs")
 }
@@ -56,20 +59,36 @@ fn longest(values: &[f64], dim: usize) -> f64 {
     values.chunks(dim).map(square).fold(0.0, f64::max).sqrt()
 }
 
+/// The golden cases.
+fn golden() -> Vec<PathBuf> {
+    let entries = fs::read_dir(fs::canonicalize(GOLDEN).unwrap()).unwrap();
+    let mut cases: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    cases.retain(|path| path.extension().is_some_and(|it| it == "safetensors"));
+    assert_eq!(cases.len(), 14);
+    cases
+}
+
+/// T of the specification; norms of 16-bit queues are 1.
+fn tolerance(bytes: &[u8]) -> f64 {
+    let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
+    let temperature: f64 = header.metadata().as_ref().unwrap()["temperature"]
+        .parse()
+        .unwrap();
+    let case = SafeTensors::deserialize(bytes).unwrap();
+    let dim = case.tensor("queries").unwrap().shape()[1];
+    let queue = match case.tensor("queue").unwrap().dtype() {
+        Dtype::F32 => longest(&f32s(&case, "queue"), dim),
+        _ => 1.0,
+    };
+    let others = queue.max(longest(&f32s(&case, "keys"), dim));
+    let reach = longest(&f32s(&case, "queries"), dim) * others;
+    1e-5 * (0.2 / temperature) * reach.max(1.0)
+}
+
 #[test]
 fn golden_cases_through_the_program() {
     let folder = tempfile::tempdir().unwrap();
-    let golden = fs::canonicalize(GOLDEN).unwrap();
-    let mut cases = 0;
-    for entry in fs::read_dir(&golden).unwrap() {
-        let path = entry.unwrap().path();
-        if path
-            .extension()
-            .is_none_or(|extension| extension != "safetensors")
-        {
-            continue;
-        }
-        cases += 1;
+    for path in golden() {
         let name = path.display();
         // A bare name: the result lies in the program's own folder.
         let output = loss(folder.path(), &[path.to_str().unwrap(), "--out", "out"]);
@@ -78,27 +97,13 @@ fn golden_cases_through_the_program() {
             fs::read(&path).unwrap(),
             fs::read(folder.path().join("out")).unwrap(),
         );
-        let (_, header) = SafeTensors::read_metadata(&given).unwrap();
-        let temperature: f64 = header.metadata().as_ref().unwrap()["temperature"]
-            .parse()
-            .unwrap();
+        let tolerance = tolerance(&given);
         let given = SafeTensors::deserialize(&given).unwrap();
         let made = SafeTensors::deserialize(&made).unwrap();
         for always in ALWAYS {
             assert!(made.tensor(always).is_ok(), "{name}: no {always}");
         }
 
-        // T of the specification; norms of 16-bit queues are 1.
-        let (dim, queries) = (
-            given.tensor("queries").unwrap().shape()[1],
-            f32s(&given, "queries"),
-        );
-        let queue = match given.tensor("queue").unwrap().dtype() {
-            Dtype::F32 => longest(&f32s(&given, "queue"), dim),
-            _ => 1.0,
-        };
-        let others = queue.max(longest(&f32s(&given, "keys"), dim));
-        let tolerance = 1e-5 * (0.2 / temperature) * (longest(&queries, dim) * others).max(1.0);
         for (ours, theirs) in f32s(&made, "loss_rows")
             .into_iter()
             .zip(f64s(&given, "expected.loss_rows"))
@@ -119,7 +124,6 @@ fn golden_cases_through_the_program() {
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "leftovers");
     }
-    assert_eq!(cases, 14);
 }
 
 /// A small case with the given settings over sound ones, and its file.
@@ -210,5 +214,137 @@ fn what_is_no_case_is_refused_in_a_sentence_and_leaves_no_file() {
         case(folder.path(), &[], None);
         let sentence = refused(folder.path(), &["case", "--device", "cuda"]);
         assert!(sentence.contains("feature `cuda`"), "{sentence}");
+    }
+}
+
+/// The same cases with `--device cuda`: on softgpu, or with REQUIRE_GPU on the machine's own GPU.
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::*;
+
+    /// The program with a CUDA driver in reach.
+    fn on_gpu(folder: &Path, driver: &Path, arguments: &[&str]) -> Output {
+        let mut program = program(folder, arguments);
+        program.args(["--device", "cuda"]);
+        if !std::env::var("REQUIRE_GPU").is_ok_and(|asked| !asked.is_empty() && asked != "0") {
+            program.env("LD_LIBRARY_PATH", driver);
+        }
+        program.output().expect("the program runs")
+    }
+
+    /// A folder with softgpu under the names of the driver; cargo puts it beside this test.
+    fn driver() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let softgpu = std::env::current_exe()
+            .unwrap()
+            .with_file_name("libsoftgpu.so");
+        assert!(softgpu.is_file(), "there is no {}", softgpu.display());
+        for name in ["libcuda.so", "libcuda.so.1"] {
+            std::os::unix::fs::symlink(&softgpu, folder.path().join(name)).unwrap();
+        }
+        folder
+    }
+
+    /// The largest absolute error; NaN where one side alone is no number.
+    fn error(ours: &[f64], theirs: &[f64]) -> f64 {
+        let apart = ours.iter().zip(theirs).map(|(a, b)| match a == b {
+            true => 0.0,
+            false => (a - b).abs(),
+        });
+        apart.fold(0.0, |most, error| match error > most || error.is_nan() {
+            true => error,
+            false => most,
+        })
+    }
+
+    /// Every tensor of a case's two results: whole numbers exactly, the others to the tolerances of
+    /// the specification.
+    fn compare(folder: &Path, driver: &Path, path: &Path) {
+        let case = path.to_str().unwrap();
+        for output in [
+            loss(folder, &[case, "--out", "cpu"]),
+            on_gpu(folder, driver, &[case, "--out", "cuda"]),
+        ] {
+            assert!(output.status.success(), "{case}: {output:?}");
+        }
+        let given = fs::read(path).unwrap();
+        let tolerance = tolerance(&given);
+        let given = SafeTensors::deserialize(&given).unwrap();
+        let dim = given.tensor("queries").unwrap().shape()[1];
+        let length = longest(&f32s(&given, "queries"), dim);
+        let [cpu, cuda] = ["cpu", "cuda"].map(|name| fs::read(folder.join(name)).unwrap());
+        let cpu = SafeTensors::deserialize(&cpu).unwrap();
+        let cuda = SafeTensors::deserialize(&cuda).unwrap();
+        assert_eq!(cpu.len(), cuda.len(), "{case}");
+        for (name, theirs) in cpu.iter() {
+            let ours = cuda.tensor(name).expect(name);
+            assert_eq!(ours.dtype(), theirs.dtype(), "{case}: {name}");
+            assert_eq!(ours.shape(), theirs.shape(), "{case}: {name}");
+            if theirs.dtype() != Dtype::F32 || ["alpha", "beta"].contains(&name) {
+                assert_eq!(ours.data(), theirs.data(), "{case}: {name}");
+                continue;
+            }
+            let (ours, theirs) = (f32s(&cuda, name), f32s(&cpu, name));
+            let (error, bound) = match name {
+                "loss" | "loss_rows" => (error(&ours, &theirs), tolerance),
+                "mixed_logits" | "query_mixed_logits" => {
+                    (error(&ours, &theirs), 2e-6 * length.max(1.0))
+                }
+                "grad_queries" => {
+                    let off: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a - b).collect();
+                    let whole = |values: &[f64]| longest(values, values.len());
+                    (whole(&off), tolerance * whole(&theirs))
+                }
+                other => panic!("{other} is compared with nothing"),
+            };
+            assert!(error <= bound, "{case}: {name} is {error:e} off");
+        }
+    }
+
+    #[test]
+    fn the_gpu_says_what_the_cpu_says() {
+        let (folder, driver) = (tempfile::tempdir().unwrap(), driver());
+        for path in golden() {
+            compare(folder.path(), driver.path(), &path);
+        }
+        // These hold their draws; here they are made on the device.
+        let path = case(folder.path(), &[], None);
+        compare(folder.path(), driver.path(), &path);
+    }
+
+    #[test]
+    fn without_a_driver_there_is_a_sentence_and_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        case(folder.path(), &[], None);
+        let output = program(folder.path(), &["case", "--device", "cuda", "--out", "out"])
+            .env_remove("LD_LIBRARY_PATH")
+            .output()
+            .expect("the program runs");
+        if output.status.success() {
+            println!("this machine has a driver");
+            return;
+        }
+        let sentence = String::from_utf8(output.stderr).unwrap();
+        assert!(sentence.contains("driver"), "{sentence}");
+        assert_eq!(sentence.trim().lines().count(), 1, "{sentence}");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "{sentence}"
+        );
+    }
+
+    /// What the device refuses after the host's checks is a sentence as well.
+    #[test]
+    fn bad_input_is_refused_as_on_the_cpu() {
+        let (folder, driver) = (tempfile::tempdir().unwrap(), driver());
+        for settings in [[("hardest", "9")], [("temperature", "0")]] {
+            case(folder.path(), &settings, None);
+            let output = on_gpu(folder.path(), driver.path(), &["case", "--out", "out"]);
+            assert!(!output.status.success(), "{settings:?} succeeded");
+            let sentence = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(sentence, refused(folder.path(), &["case"]));
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
     }
 }
