@@ -3,14 +3,14 @@
 
 mod common;
 
-use common::bits;
-use common::cases::{gaussian, small_integers, unit_rows};
-use common::cuda::{alone, device, is_softgpu, to_host, under_all_schedules};
+use common::cases::{Case, DrawKind, Labels, Recipe, gaussian, small_integers, unit_rows};
+use common::cuda::{Cuda, alone, device, is_softgpu, to_host, under_all_schedules};
 use common::oracle::exact;
-use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
+use common::{Backend, assert_same_bits, bits};
+use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr};
 use hardmix::cpu;
 use hardmix::cuda::{self, Device, Precision, Ranked, Workspace};
-use hardmix::{DType, Error, NO_LABEL, Queue, Result, Rows};
+use hardmix::{DType, Draws, Error, NO_LABEL, QueryGradient, Queue, Result, Rows};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const PRECISIONS: [Precision; 2] = [Precision::Exact, Precision::Tensor];
@@ -353,6 +353,226 @@ fn used_memory_gives_the_same_bits() {
             assert_eq!((ranked.rows(), ranked.hardest()), (rows, hardest));
             assert_eq!(bits_of(&to_host(&ranked).expect("finite")), bits_of(&fresh));
         }
+    }
+}
+
+/// Inputs in one allocation, with poison before, between and after them.
+struct Amid<T> {
+    there: CudaSlice<T>,
+    here: Vec<T>,
+    parts: Vec<std::ops::Range<usize>>,
+}
+
+impl<T: DeviceRepr + Copy> Amid<T> {
+    fn new(poison: T, inputs: &[&[T]]) -> Self {
+        // Odd, so that hardly an input begins where a vector may.
+        const MARGIN: usize = 101;
+        let (mut here, mut parts) = (vec![poison; MARGIN], Vec::new());
+        for input in inputs {
+            parts.push(here.len()..here.len() + input.len());
+            here.extend_from_slice(input);
+            here.extend([poison; MARGIN]);
+        }
+        let there = upload(&here);
+        Self { there, here, parts }
+    }
+
+    fn part(&self, at: usize) -> CudaView<'_, T> {
+        self.there.slice(self.parts[at].clone())
+    }
+
+    /// Whether all of it, inputs and poison, is what it was.
+    fn is_untouched(&self, bits: impl Fn(&T) -> u64) -> bool {
+        let now = device().download("inputs", &self.there, self.here.len());
+        let now = now.expect("a copy");
+        now.iter().map(&bits).eq(self.here.iter().map(&bits))
+    }
+}
+
+/// Every operator on views amid poison, with memory that larger batches of NaN have used: the results
+/// are those of inputs alone in fresh memory, so nothing beside them was read; and nothing of all that
+/// memory was written.
+#[test]
+fn what_lies_around_the_inputs_is_neither_read_nor_written() {
+    const ROWS: usize = 5;
+    const CAPACITY: usize = 140;
+    const DIM: usize = 37;
+    for dtype in DTYPES {
+        let recipe = Recipe {
+            rows: ROWS,
+            capacity: CAPACITY,
+            dim: DIM,
+            labels: Labels::Oracle(3),
+            draws: DrawKind::Given,
+            gradient: QueryGradient::Attached,
+            key_gradient: true,
+            dtype,
+            ..Recipe::default()
+        };
+        let case = recipe.build();
+        let drawn = Case {
+            draws: Draws::seeded(5, 6).expect("a small step"),
+            ..case.clone()
+        };
+        let (batch, config) = (case.batch(), &case.config);
+        let Draws::Given(given) = &case.draws else {
+            unreachable!("the recipe gives its draws")
+        };
+        let alone_ranked = Cuda
+            .rank(&case.queries, &case.queue, 20, case.oracle_labels())
+            .expect("ranked");
+        let alone_mixed = Cuda
+            .mix(&batch, &case.queue, &alone_ranked, config, &case.draws)
+            .expect("mixed");
+        let rng = &mut fastrand::Rng::with_seed(12);
+        let logits = small_integers(rng, ROWS * CAPACITY);
+
+        let floats = Amid::new(
+            f32::NAN,
+            &[
+                &case.queries,
+                &case.keys,
+                &given.alpha,
+                &given.beta,
+                &alone_mixed.mixed,
+                &alone_mixed.query_mixed,
+                &logits,
+            ],
+        );
+        let words = Amid::new(
+            u32::MAX - 1,
+            &[
+                &given.first,
+                &given.second,
+                &given.pick,
+                case.query_labels.as_ref().expect("labels"),
+                case.queue.labels().expect("labels"),
+            ],
+        );
+        let seeds = Amid::new(u64::MAX, &[&[5, 6]]);
+        let [queries, keys, alpha, beta, mixed, query_mixed, logits_there] =
+            std::array::from_fn(|at| floats.part(at));
+        let [first, second, pick, labels, queue_labels] = std::array::from_fn(|at| words.part(at));
+        let seeded = seeds.part(0);
+        let there = cuda::Batch::new(&queries, &keys, DIM)
+            .and_then(|batch| batch.with_labels(&labels))
+            .expect("a batch");
+        let mut queue = cuda::Queue::from_host(device(), &case.queue).expect("a copy");
+
+        let larger = Recipe {
+            rows: 2 * ROWS,
+            capacity: 2 * CAPACITY,
+            dim: 2 * DIM,
+            hardest: 70,
+            mixed: 77,
+            query_mixed: 44,
+            ..recipe
+        };
+        let mut larger = larger.build();
+        larger.queries.fill(f32::NAN);
+        let mut step = cuda::Step::new(device(), larger.config.clone()).expect("a step");
+        let spoil = |step: &mut cuda::Step| {
+            let queue = cuda::Queue::from_host(device(), &larger.queue).expect("a copy");
+            step.set_config(larger.config.clone());
+            let output = step.run_from_host(&larger.batch(), &queue, &larger.draws);
+            assert!(output.expect("queued").loss().is_err(), "NaN gives a loss");
+            step.set_config(config.clone());
+        };
+
+        spoil(&mut step);
+        let draws = cuda::Draws::Given(cuda::GivenDraws {
+            first: &first,
+            second: &second,
+            alpha: &alpha,
+            pick: &pick,
+            beta: &beta,
+        });
+        step.run(&there, &queue, &draws).expect("queued");
+        let own = step.read().expect("an output");
+        let fresh = Cuda.step(&case).expect("an output");
+        assert_same_bits(&own, &fresh, "given draws");
+
+        spoil(&mut step);
+        step.run(&there, &queue, &cuda::Draws::Seeded(&seeded))
+            .expect("queued");
+        let own = step.read().expect("an output");
+        let fresh = Cuda.step(&drawn).expect("an output");
+        assert_same_bits(&own, &fresh, "seeded draws");
+
+        spoil(&mut step);
+        cuda::info_nce(&mut step, &there, &queue, &mixed, &query_mixed).expect("queued");
+        let own = step.read().expect("an output");
+        let fresh = Cuda.info_nce(&batch, &case.queue, &alone_mixed, config);
+        assert_same_bits(&own, &fresh.expect("an output"), "given features");
+
+        let mut work = Workspace::new(device()).expect("a workspace");
+        let mut ranked = Ranked::new(device(), 2 * ROWS, 70).expect("lists");
+        let (precision, mask) = (Precision::Exact, Some(&labels as _));
+        cuda::rank(
+            device(),
+            &queries,
+            &queue,
+            20,
+            mask,
+            precision,
+            &mut work,
+            &mut ranked,
+        )
+        .expect("queued");
+        let own = to_host(&ranked).expect("finite");
+        assert_eq!(bits_of(&own), bits_of(&alone_ranked));
+
+        let mut synthetic = cuda::Synthetic::new(device()).expect("features");
+        cuda::mix(
+            device(),
+            &there,
+            &queue,
+            &ranked,
+            config,
+            &draws,
+            &mut synthetic,
+        )
+        .expect("queued");
+        synthetic.check(device(), &ranked).expect("draws in range");
+        for (own, fresh) in [
+            (synthetic.mixed(), &alone_mixed.mixed),
+            (synthetic.query_mixed(), &alone_mixed.query_mixed),
+        ] {
+            let own = device().stream().clone_dtoh(&own).expect("features");
+            assert_eq!(bits(&own), bits(fresh));
+        }
+
+        let pair: Option<[&dyn DevicePtr<u32>; 2]> = Some([&labels, &queue_labels]);
+        cuda::rank_logits(device(), &logits_there, CAPACITY, 20, pair, &mut ranked)
+            .expect("queued");
+        let own = to_host(&ranked).expect("finite");
+        let labels_here = case.query_labels.as_ref().expect("labels");
+        for (b, row) in logits.chunks_exact(CAPACITY).enumerate() {
+            let label = labels_here[b];
+            let stored = case.queue.labels().expect("labels");
+            let list = &own.indices[b * 20..(b + 1) * 20];
+            exact(row, |j| label != NO_LABEL && stored[j] == label, 20, list)
+                .unwrap_or_else(|reason| panic!("{b}: {reason}"));
+        }
+
+        let mut host = case.queue.clone();
+        assert_eq!(
+            queue.to_host(device()).expect("a copy"),
+            host,
+            "was only read"
+        );
+        host.enqueue(&case.keys, Some(labels_here)).expect("keys");
+        host.enqueue_normalised(&case.queries, None).expect("keys");
+        queue.enqueue(device(), &keys, Some(&labels)).expect("keys");
+        queue
+            .enqueue_normalised(device(), &queries, None)
+            .expect("keys");
+        queue.check(device()).expect("finite keys");
+        assert_eq!(queue.to_host(device()).expect("a copy"), host);
+
+        assert!(floats.is_untouched(|x| x.to_bits().into()), "{dtype:?}");
+        assert!(words.is_untouched(|&x| x.into()), "{dtype:?}");
+        assert!(seeds.is_untouched(|&x| x), "{dtype:?}");
     }
 }
 

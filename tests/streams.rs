@@ -6,11 +6,13 @@
 
 mod common;
 
+use common::assert_same_bits;
 use common::cases::unit_rows;
 use common::cuda::{alone, device, is_softgpu, to_host_of};
+use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use hardmix::cuda::{self, Precision, Ranked, Workspace};
-use hardmix::{DType, Queue};
+use hardmix::{Config, DType, QueryGradient, Queue};
 
 const DIM: usize = 24;
 
@@ -94,6 +96,82 @@ fn a_captured_graph_goes_on_where_it_stopped() {
             "replay {replay}"
         );
     }
+}
+
+/// A whole training step, captured once: the caller advances the step in device memory and writes new
+/// queries and keys where the old ones were, and every replay is, to the bit, that step run afresh.
+#[test]
+fn a_captured_training_step_draws_afresh() {
+    if !alone("a_captured_training_step_draws_afresh") {
+        return;
+    }
+    // SAFETY: everything here is on one stream.
+    unsafe { device().stream().context().disable_event_tracking() };
+    let stream = device().stream().context().new_stream().expect("a stream");
+    let device = device().with_stream(stream).expect("of the same context");
+    let (stream, seed) = (device.stream(), 0x0123_4567_89ab_cdef);
+    let rng = &mut fastrand::Rng::with_seed(4);
+    let mut host = Queue::random(60, DIM, DType::Bf16, 4).expect("a queue");
+    let mut queue = cuda::Queue::from_host(&device, &host).expect("a copy");
+    let mut queries = unit_rows(rng, 5, DIM);
+    let mut keys = unit_rows(rng, 5, DIM);
+    let mut queries_there = device.upload("queries", &queries).expect("queries");
+    let mut keys_there = device.upload("keys", &keys).expect("keys");
+    let mut words = device.upload("seed and step", &[seed, 6]).expect("words");
+    let config = Config::mochi(9, 12, 5)
+        .expect("settings")
+        .with_query_gradient(QueryGradient::Attached)
+        .with_key_gradient(true);
+    let mut step = cuda::Step::new(&device, config.clone()).expect("a step");
+
+    let mut train = |queries: &CudaSlice<f32>, keys: &CudaSlice<f32>, words: &CudaSlice<u64>| {
+        let batch = cuda::Batch::new(queries, keys, DIM).expect("a batch");
+        step.run(&batch, &queue, &cuda::Draws::Seeded(words))
+            .expect("a step");
+        queue.enqueue(&device, keys, None).expect("keys");
+    };
+    // The first plans all memory; one that is captured must not.
+    train(&queries_there, &keys_there, &words);
+    host.enqueue(&keys, None).expect("keys");
+    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+    stream.begin_capture(mode).expect("a capture");
+    train(&queries_there, &keys_there, &words);
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).expect("captured");
+    let graph = graph.expect("a graph");
+
+    let mut coefficients = Vec::new();
+    for at in 7..12 {
+        queries = unit_rows(rng, 5, DIM);
+        keys = unit_rows(rng, 5, DIM);
+        // Bits from 2⁶³ up are the caller's.
+        let advanced = [seed, at | (at & 1) << 63];
+        stream
+            .memcpy_htod(&queries, &mut queries_there)
+            .expect("new queries");
+        stream
+            .memcpy_htod(&keys, &mut keys_there)
+            .expect("new keys");
+        stream
+            .memcpy_htod(&advanced, &mut words)
+            .expect("a new step");
+        graph.launch().expect("a launch");
+
+        let own = step.read().expect("an output");
+        let batch = hardmix::Batch::new(&queries, &keys, DIM).expect("a batch");
+        let before = cuda::Queue::from_host(&device, &host).expect("a copy");
+        let fresh = cuda::Step::new(&device, config.clone())
+            .and_then(|mut step| {
+                step.run_from_host(&batch, &before, &hardmix::Draws::seeded(seed, at)?)
+            })
+            .expect("an output");
+        assert_same_bits(&own, &fresh, &format!("step {at}"));
+        host.enqueue(&keys, None).expect("keys");
+        assert_eq!(queue.to_host(&device).expect("a copy"), host, "step {at}");
+        coefficients.push(own.draws.alpha);
+    }
+    coefficients.dedup();
+    assert_eq!(coefficients.len(), 5, "two steps had the same draws");
 }
 
 /// The same bits a thousand times on a GPU, while another stream keeps it busy.
