@@ -6,7 +6,7 @@ use std::path::Path;
 
 use flate2::{Compression, write::GzEncoder};
 use hardmix_trainer::config::TrainConfig;
-use hardmix_trainer::data::Dataset;
+use hardmix_trainer::data::{Dataset, Images};
 use tempfile::{TempDir, tempdir};
 
 fn load(path: &Path) -> Result<Dataset, String> {
@@ -202,6 +202,47 @@ fn write_image(path: &Path, side: u32, seed: u32) {
     image::RgbImage::from_fn(side, side, pixel)
         .save(path)
         .unwrap();
+}
+
+/// Of folders that are read class by class, a part must not be the first classes alone.
+#[test]
+fn any_part_of_class_folders_has_all_classes() {
+    let folder = tempdir().unwrap();
+    for part in ["train", "test"] {
+        for (class, count) in [(0, 12), (1, 6), (2, 6)] {
+            for index in 0..count {
+                let name = format!("{part}/class-{class}/{index:02}.png");
+                write_image(&folder.path().join(name), 8, class);
+            }
+        }
+    }
+    let part = |train_images, validation_images| {
+        let config = TrainConfig {
+            data: Some(folder.path().to_owned()),
+            train_images,
+            validation_images,
+            batch: 2,
+            ..TrainConfig::default()
+        };
+        Dataset::load(&config).expect("images")
+    };
+    let of_classes = |images: &Images| {
+        let mut counts = [0; 3];
+        for index in 0..images.len() {
+            let label = images.labels[index];
+            assert_eq!(
+                images.image(index)[2 * 64],
+                label as u8 * 16,
+                "blue is the class"
+            );
+            counts[label as usize] += 1;
+        }
+        counts
+    };
+    assert_eq!(of_classes(&part(Some(8), 0).train), [4, 2, 2]);
+    let held_out = part(None, 8);
+    assert_eq!(of_classes(&held_out.train), [8, 4, 4]);
+    assert_eq!(of_classes(&held_out.test), [4, 2, 2]);
 }
 
 #[test]

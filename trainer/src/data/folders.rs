@@ -43,6 +43,7 @@ pub fn load(folder: &Path, image_size: Option<usize>) -> Result<Dataset> {
             (classes, plain(train), plain(test))
         }
     };
+    let (train, test) = (interleaved(train), interleaved(test));
     let gray = train.first().map_or(Ok(false), |(path, _)| is_gray(path))?;
     Ok(Dataset {
         train: decode_all(&train, image_size, gray)?,
@@ -81,6 +82,28 @@ fn list(folder: &Path) -> Result<(Vec<String>, Vec<File>)> {
         });
     }
     Ok((classes, files))
+}
+
+/// The files, which come class by class, in an order of which every part has the classes in the
+/// whole's proportions: the first images may be all that is trained on, and the last held out.
+fn interleaved(files: Vec<File>) -> Vec<File> {
+    // The last file's class is the highest.
+    let classes = files.last().map_or(0, |&(_, label)| label as usize + 1);
+    let (mut of_class, mut seen) = (vec![0_usize; classes], vec![0_usize; classes]);
+    for &(_, label) in &files {
+        of_class[label as usize] += 1;
+    }
+    let mut placed: Vec<_> = files
+        .into_iter()
+        .map(|file| {
+            let class = file.1 as usize;
+            let place = (seen[class] as f64 + 0.5) / of_class[class] as f64;
+            seen[class] += 1;
+            (place, file)
+        })
+        .collect();
+    placed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    placed.into_iter().map(|(_, file)| file).collect()
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
