@@ -208,6 +208,69 @@ hardmix_status hardmix_step(hardmix_plan *plan, const hardmix_batch *batch,
                             const hardmix_queue *queue, const hardmix_draws *draws,
                             const hardmix_output *output);
 
+/* ---- On an NVIDIA GPU: with HARDMIX_CUDA defined, of a library built with `--features cuda` ----
+ *
+ * Here arrays are in device memory: pointers of the CUDA runtime's, or a CUdeviceptr that is cast.
+ * Functions put their work on the stream of their device and return; those that wait for it say so.
+ * They make the device's primary context current to the calling thread. */
+#ifdef HARDMIX_CUDA
+
+typedef struct hardmix_cuda_device hardmix_cuda_device;
+typedef struct hardmix_cuda_queue hardmix_cuda_queue;
+typedef struct hardmix_cuda_plan hardmix_cuda_plan;
+
+/* The device `ordinal`, with the kernels loaded, and a CUstream (cudaStream_t) of its primary context
+ * that all work goes to; NULL is the default stream. The stream must outlive this handle and those
+ * made of it, which may be freed in any order. Needs compute capability 8.0 or newer. */
+hardmix_status hardmix_cuda_device_create(int32_t ordinal, void *stream, hardmix_cuda_device **out);
+void hardmix_cuda_device_free(hardmix_cuda_device *device);
+
+/* A copy of a queue in device memory; waits. */
+hardmix_status hardmix_cuda_queue_create(const hardmix_cuda_device *device,
+                                         const hardmix_queue *queue, hardmix_cuda_queue **out);
+
+/* A copy in host memory, to save for instance, and to be freed; waits. */
+hardmix_status hardmix_cuda_queue_to_host(const hardmix_cuda_queue *queue, hardmix_queue **out);
+
+/* As hardmix_queue_enqueue; `keys` and `labels` in device memory. Keys that only the device can
+ * refuse (not finite, or of norm 0) leave the queue as it was, and hardmix_cuda_queue_check says so. */
+hardmix_status hardmix_cuda_queue_enqueue(hardmix_cuda_queue *queue, const float *keys,
+                                          const uint32_t *labels, size_t rows, int32_t normalise);
+
+/* Whether all keys since the last call were taken; waits. */
+hardmix_status hardmix_cuda_queue_check(hardmix_cuda_queue *queue);
+
+void hardmix_cuda_queue_free(hardmix_cuda_queue *queue);
+
+/* A plan for the device with the settings that `settings` has now; and others later. */
+hardmix_status hardmix_cuda_plan_create(const hardmix_cuda_device *device,
+                                        const hardmix_plan *settings, hardmix_cuda_plan **out);
+hardmix_status hardmix_cuda_plan_set(hardmix_cuda_plan *plan, const hardmix_plan *settings);
+void hardmix_cuda_plan_free(hardmix_cuda_plan *plan);
+
+/* Where results go, in device memory: what is NULL is not wanted. No two may overlap. */
+typedef struct hardmix_cuda_output {
+    float *loss;         /* [1]; NAN where a row is not finite */
+    float *loss_rows;    /* [B] */
+    float *grad_queries; /* [B, d], of the reduced loss */
+    float *grad_keys;    /* [B, d]; NULL unless the plan makes it */
+} hardmix_cuda_output;
+
+/* hardmix_step on the device: the arrays of `batch`, `seed_and_step` [2] and the places of `output`
+ * are device memory, the structs themselves are not. All of them must stay as they are until the
+ * stream has come past. Memory is allocated where a batch, a queue or a setting is larger than any
+ * before. */
+hardmix_status hardmix_cuda_step(hardmix_cuda_plan *plan, const hardmix_batch *batch,
+                                 const hardmix_cuda_queue *queue, const uint64_t *seed_and_step,
+                                 const hardmix_cuda_output *output);
+
+/* Whether the last step was finite, as hardmix_step says it, and its loss and metrics in host memory;
+ * each may be NULL. Waits. */
+hardmix_status hardmix_cuda_step_read(const hardmix_cuda_plan *plan, float *loss,
+                                      hardmix_metrics *metrics);
+
+#endif
+
 #ifdef __cplusplus
 }
 #endif

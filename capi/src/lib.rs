@@ -9,7 +9,13 @@
 //!
 //! Every function goes through the checked entry points of the crate `hardmix`; what is unsafe here
 //! is the reading and writing of foreign memory, and no panic crosses into C.
+#![cfg_attr(
+    feature = "cuda",
+    doc = "\nWith the feature `cuda`, `cuda` is the same on device memory and the caller's stream."
+)]
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod memory;
 mod plan;
 mod queue;

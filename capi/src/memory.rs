@@ -20,7 +20,8 @@ pub(crate) fn elements<T>(argument: &'static str, rows: usize, width: usize) -> 
     }
 }
 
-fn check<T>(argument: &'static str, pointer: *const T) -> Result<()> {
+/// Refuses an address that no element can have, before anything is done with it.
+pub(crate) fn expect_place<T>(argument: &'static str, pointer: *const T) -> Result<()> {
     if pointer.is_null() {
         Err(Failure::Null(argument))
     } else if !pointer.is_aligned() {
@@ -43,7 +44,7 @@ pub(crate) unsafe fn slice<'a, T>(
     pointer: *const T,
     len: usize,
 ) -> Result<&'a [T]> {
-    check(argument, pointer)?;
+    expect_place(argument, pointer)?;
     elements::<T>(argument, len, 1)?;
     // SAFETY: neither NULL nor misaligned, no longer than memory is; the rest is the contract.
     Ok(unsafe { std::slice::from_raw_parts(pointer, len) })
@@ -70,7 +71,7 @@ pub(crate) unsafe fn optional_slice<'a, T>(
 /// # Safety
 /// As [`slice`], for one element.
 pub(crate) unsafe fn reference<'a, T>(argument: &'static str, pointer: *const T) -> Result<&'a T> {
-    check(argument, pointer)?;
+    expect_place(argument, pointer)?;
     // SAFETY: neither NULL nor misaligned; the rest is the contract.
     Ok(unsafe { &*pointer })
 }
@@ -81,7 +82,7 @@ pub(crate) fn expect_optional_place<T>(argument: &'static str, place: *mut T) ->
     if place.is_null() {
         Ok(())
     } else {
-        check(argument, place)
+        expect_place(argument, place)
     }
 }
 
@@ -101,7 +102,7 @@ pub(crate) unsafe fn put<T: Copy>(place: *mut T, values: &[T]) {
 /// # Safety
 /// Unless NULL or misaligned, `place` is writable.
 pub(crate) unsafe fn hand_over<T>(place: *mut *mut T, object: T) -> Result<()> {
-    check("out", place)?;
+    expect_place("out", place)?;
     // SAFETY: checked, and the caller's contract.
     unsafe { place.write(Box::into_raw(Box::new(object))) };
     Ok(())
@@ -124,7 +125,7 @@ pub(crate) unsafe fn take_back<T>(object: *mut T) -> Result<()> {
 /// # Safety
 /// Unless NULL, `pointer` is a string that ends with NUL and that nobody writes during `'a`.
 pub(crate) unsafe fn path<'a>(pointer: *const c_char) -> Result<&'a Path> {
-    check("path", pointer)?;
+    expect_place("path", pointer)?;
     // SAFETY: not NULL; the rest is the contract.
     let text = unsafe { CStr::from_ptr(pointer) };
     let text = text

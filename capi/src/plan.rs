@@ -19,6 +19,12 @@ impl hardmix_plan {
     fn lock(&self) -> Result<MutexGuard<'_, cpu::Step>> {
         self.0.lock().map_err(|_| Failure::Poisoned("plan"))
     }
+
+    /// The settings as they are now.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn config(&self) -> Result<Config> {
+        Ok(self.lock()?.config().clone())
+    }
 }
 
 /// `hardmix_batch` of the header.
@@ -363,11 +369,7 @@ impl hardmix_output {
         expect_optional_place("output.beta", self.beta)?;
         expect_optional_place("output.metrics", self.metrics)?;
         if !self.grad_keys.is_null() && !config.key_gradient() {
-            return Err(Failure::Invalid(
-                "output.grad_keys is given; expected NULL, or \
-                 hardmix_plan_set_key_gradient(plan, 1) before"
-                    .into(),
-            ));
+            return Err(Failure::UnaskedKeyGradient);
         }
         Ok(())
     }

@@ -23,6 +23,12 @@ pub enum Status {
     OutOfMemory = 4,
     /// `HARDMIX_ERROR_FILE`
     File = 5,
+    /// `HARDMIX_ERROR_CUDA`
+    #[cfg(feature = "cuda")]
+    Cuda = 6,
+    /// `HARDMIX_ERROR_CUDA_CONTEXT_LOST`
+    #[cfg(feature = "cuda")]
+    CudaContextLost = 7,
     /// `HARDMIX_ERROR_INTERNAL`
     Internal = 8,
 }
@@ -33,6 +39,8 @@ pub(crate) enum Failure {
     Null(&'static str),
     /// An argument that only C can get wrong, with the sentence about it.
     Invalid(String),
+    /// A place for the keys' gradient, of a plan that makes none.
+    UnaskedKeyGradient,
     /// What the library says.
     Library(Error),
     /// A handle whose last call panicked.
@@ -51,12 +59,16 @@ impl Failure {
     fn status(&self) -> Status {
         match self {
             Self::Null(_) => Status::Null,
-            Self::Invalid(_) => Status::Invalid,
+            Self::Invalid(_) | Self::UnaskedKeyGradient => Status::Invalid,
             Self::Poisoned(_) => Status::Internal,
             Self::Library(error) => match error {
                 Error::NonFinite { .. } | Error::ZeroNorm { .. } => Status::NonFinite,
                 Error::OutOfMemory { .. } => Status::OutOfMemory,
                 Error::File { .. } | Error::Tensor { .. } => Status::File,
+                #[cfg(feature = "cuda")]
+                Error::NoDriver | Error::Driver { .. } => Status::Cuda,
+                #[cfg(feature = "cuda")]
+                Error::ContextLost { .. } => Status::CudaContextLost,
                 _ => Status::Invalid,
             },
         }
@@ -66,6 +78,9 @@ impl Failure {
         match self {
             Self::Null(argument) => format!("{argument} is NULL"),
             Self::Invalid(text) => text.clone(),
+            Self::UnaskedKeyGradient => "output.grad_keys is given; expected NULL, or \
+                 hardmix_plan_set_key_gradient(plan, 1) before"
+                .into(),
             Self::Poisoned(handle) => {
                 format!("an earlier call on this {handle} failed inside; free it")
             }

@@ -3,22 +3,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
-/// The folder with both libraries, as `cargo build` leaves them.
-fn libraries() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--package", "hardmix-c", "--quiet"]);
-        if !cfg!(debug_assertions) {
-            build.arg("--release");
-        }
-        run(&mut build);
-        let program = std::env::current_exe().expect("this program");
-        let deps = program.parent().expect("a folder");
-        deps.parent().expect("a folder").to_owned()
-    })
+/// The folder with both libraries, where cargo builds them for this test.
+fn libraries() -> PathBuf {
+    let program = std::env::current_exe().expect("this program");
+    let folder = program.parent().expect("a folder").to_owned();
+    if cfg!(feature = "cuda") {
+        // cargo keeps one file for all sets of features, and does not see that another wrote it.
+        let library = std::fs::read(folder.join("libhardmix_c.so")).expect("the library");
+        let name = b"hardmix_cuda_step";
+        assert!(
+            library.windows(name.len()).any(|at| at == name),
+            "libhardmix_c.so was built last without the feature cuda: touch capi/src/lib.rs"
+        );
+    }
+    folder
 }
 
 fn file(name: &str) -> PathBuf {
@@ -64,7 +63,7 @@ fn build(source: &str, program: &str, link: impl FnOnce(&mut Command)) -> PathBu
 
 fn shared(link: &mut Command) {
     let folder = libraries();
-    link.arg("-L").arg(folder).arg("-lhardmix_c");
+    link.arg("-L").arg(&folder).arg("-lhardmix_c");
     link.arg(format!("-Wl,-rpath,{}", folder.display()));
 }
 
@@ -92,11 +91,32 @@ fn the_header_is_strict_c_and_cpp() {
     let including = folder().join("including.c");
     std::fs::write(&including, "#include \"hardmix.h\"\n").expect("written");
     run(compiler("CC", "cc", "-std=c99")
-        .arg("-fsyntax-only")
+        .args(["-fsyntax-only", "-DHARDMIX_CUDA"])
         .arg(&including));
     run(compiler("CXX", "c++", "-std=c++11")
-        .args(["-fsyntax-only", "-x", "c++"])
+        .args(["-fsyntax-only", "-DHARDMIX_CUDA", "-x", "c++"])
         .arg(&including));
+}
+
+/// On softgpu, or with `REQUIRE_GPU=1` on the machine's own GPU.
+#[cfg(feature = "cuda")]
+#[test]
+fn c_on_the_device() {
+    let program = build("tests/step_cuda.c", "step_cuda", shared);
+    let mut command = Command::new(program);
+    if !std::env::var("REQUIRE_GPU").is_ok_and(|value| !value.is_empty() && value != "0") {
+        // Both names: with one alone, a driver that is installed wins for who asks for the other.
+        let driver = folder().join("driver");
+        std::fs::create_dir_all(&driver).expect("a folder");
+        for name in ["libcuda.so", "libcuda.so.1"] {
+            let link = driver.join(name);
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(libraries().join("libsoftgpu.so"), link).expect("a link");
+        }
+        command.env("LD_LIBRARY_PATH", driver);
+    }
+    let said = run(&mut command);
+    assert!(said.contains("all passed"), "{said}");
 }
 
 /// Where Python has NumPy; elsewhere the test says that it did not run.

@@ -1,0 +1,239 @@
+/* The C interface on the device: a step, on memory and a stream that C has made through the driver,
+ * beside the same step on the CPU. Prints what fails and exits with 1. */
+#include <dlfcn.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HARDMIX_CUDA
+#include "hardmix.h"
+
+enum { B = 5, D = 12, K = 40, N = 8, S = 9, T = 7 };
+
+static int failures = 0;
+
+#define EXPECT(condition)                                                                     \
+    do {                                                                                      \
+        if (!(condition)) {                                                                   \
+            failures += 1;                                                                    \
+            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition,               \
+                    hardmix_last_error());                                                    \
+        }                                                                                     \
+    } while (0)
+
+#define EXPECT_REFUSED(call, expected, text)                                                  \
+    do {                                                                                      \
+        hardmix_status got = (call);                                                          \
+        if (got != (expected) || strcmp(hardmix_last_error(), text) != 0) {                   \
+            failures += 1;                                                                    \
+            fprintf(stderr, "%s:%d: status %d, \"%s\"\n", __FILE__, __LINE__, (int)got,       \
+                    hardmix_last_error());                                                    \
+        }                                                                                     \
+    } while (0)
+
+/* The few functions of the driver that a caller needs, without its header. */
+typedef unsigned long long device_pointer;
+static int (*cuInit)(unsigned);
+static int (*cuDevicePrimaryCtxRetain)(void **, int);
+static int (*cuCtxSetCurrent)(void *);
+static int (*cuStreamCreate)(void **, unsigned);
+static int (*cuStreamSynchronize)(void *);
+static int (*cuMemAlloc)(device_pointer *, size_t);
+static int (*cuMemcpyHtoD)(device_pointer, const void *, size_t);
+static int (*cuMemcpyDtoH)(void *, device_pointer, size_t);
+
+static void *driver;
+
+/* POSIX's way around C's ban on casts from data to functions. */
+static void find(void *function, const char *name) {
+    void *found = dlsym(driver, name);
+    if (found == NULL) {
+        fprintf(stderr, "the driver has no %s\n", name);
+        exit(2);
+    }
+    memcpy(function, &found, sizeof found);
+}
+
+static void done(int result) {
+    if (result != 0) {
+        fprintf(stderr, "the driver fails: %d\n", result);
+        exit(2);
+    }
+}
+
+static void *allocate(size_t bytes) {
+    device_pointer pointer = 0;
+    done(cuMemAlloc(&pointer, bytes));
+    return (void *)(uintptr_t)pointer;
+}
+
+static void *upload(const void *values, size_t bytes) {
+    void *there = allocate(bytes);
+    done(cuMemcpyHtoD((uintptr_t)there, values, bytes));
+    return there;
+}
+
+static void download(void *values, const void *there, size_t bytes) {
+    done(cuMemcpyDtoH(values, (uintptr_t)there, bytes));
+}
+
+/* Unit rows from a linear congruential generator (Knuth's MMIX). */
+static void unit_rows(float *rows, size_t count, uint64_t state) {
+    for (size_t row = 0; row < count; row++) {
+        double norm = 0.0;
+        for (size_t i = 0; i < D; i++) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            rows[row * D + i] = (float)(state >> 40) / 8388608.0f - 1.0f;
+            norm += (double)rows[row * D + i] * rows[row * D + i];
+        }
+        for (size_t i = 0; i < D; i++) rows[row * D + i] /= (float)sqrt(norm);
+    }
+}
+
+/* The distance of two gradients, in the length of the second. */
+static double off(const float *a, const float *b) {
+    double difference = 0.0, length = 0.0;
+    for (size_t i = 0; i < B * D; i++) {
+        difference += pow((double)a[i] - b[i], 2);
+        length += pow(b[i], 2);
+    }
+    return sqrt(difference / length);
+}
+
+static float queries[B * D], keys[B * D], rows[K * D];
+static float loss, loss_rows[B], gradient[B * D], grad_keys[B * D];
+
+int main(void) {
+    void *context = NULL, *stream = NULL;
+    driver = dlopen("libcuda.so.1", RTLD_NOW);
+    if (driver == NULL) {
+        fprintf(stderr, "%s\n", dlerror());
+        return 2;
+    }
+    find(&cuInit, "cuInit");
+    find(&cuDevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain");
+    find(&cuCtxSetCurrent, "cuCtxSetCurrent");
+    find(&cuStreamCreate, "cuStreamCreate");
+    find(&cuStreamSynchronize, "cuStreamSynchronize");
+    find(&cuMemAlloc, "cuMemAlloc_v2");
+    find(&cuMemcpyHtoD, "cuMemcpyHtoD_v2");
+    find(&cuMemcpyDtoH, "cuMemcpyDtoH_v2");
+    done(cuInit(0));
+    done(cuDevicePrimaryCtxRetain(&context, 0));
+    done(cuCtxSetCurrent(context));
+    done(cuStreamCreate(&stream, 1 /* CU_STREAM_NON_BLOCKING */));
+
+    unit_rows(queries, B, 1);
+    unit_rows(keys, B, 2);
+    unit_rows(rows, K, 3);
+    uint32_t labels[B] = {1, 2, 3, 4, 5};
+    uint64_t words[2] = {42, 3};
+
+    /* On the CPU. */
+    hardmix_plan *plan = NULL;
+    hardmix_queue *queue = NULL;
+    hardmix_metrics metrics;
+    hardmix_batch batch = {queries, keys, NULL, B, D, 0};
+    hardmix_draws draws = {words[0], words[1], NULL, NULL, NULL, NULL, NULL};
+    hardmix_output output = {0};
+    output.loss = &loss;
+    output.loss_rows = loss_rows;
+    output.grad_queries = gradient;
+    output.grad_keys = grad_keys;
+    output.metrics = &metrics;
+    EXPECT(hardmix_plan_create(N, S, T, 0.2f, &plan) == HARDMIX_OK);
+    EXPECT(hardmix_plan_set_key_gradient(plan, 1) == HARDMIX_OK);
+    EXPECT(hardmix_queue_create(rows, NULL, K, D, HARDMIX_F32, K - 2, &queue) == HARDMIX_OK);
+    EXPECT(hardmix_step(plan, &batch, queue, &draws, &output) == HARDMIX_OK);
+
+    /* On the device. */
+    hardmix_cuda_device *device = NULL;
+    hardmix_cuda_queue *ring = NULL;
+    hardmix_cuda_plan *there = NULL;
+    EXPECT(hardmix_cuda_device_create(0, stream, &device) == HARDMIX_OK);
+    EXPECT(hardmix_cuda_queue_create(device, queue, &ring) == HARDMIX_OK);
+    EXPECT(hardmix_cuda_plan_create(device, plan, &there) == HARDMIX_OK);
+    if (failures > 0) return 1;
+    batch.queries = upload(queries, sizeof queries);
+    batch.keys = upload(keys, sizeof keys);
+    const uint64_t *seed_and_step = upload(words, sizeof words);
+    hardmix_cuda_output places = {allocate(sizeof loss), allocate(sizeof loss_rows),
+                                  allocate(sizeof gradient), allocate(sizeof grad_keys)};
+    EXPECT(hardmix_cuda_step(there, &batch, ring, seed_and_step, &places) == HARDMIX_OK);
+    EXPECT(hardmix_cuda_queue_enqueue(ring, batch.keys, upload(labels, sizeof labels), B, 0) ==
+           HARDMIX_OK);
+    done(cuStreamSynchronize(stream));
+
+    float got, got_rows[B], got_gradient[B * D], got_keys[B * D], read;
+    hardmix_metrics got_metrics;
+    download(&got, places.loss, sizeof got);
+    download(got_rows, places.loss_rows, sizeof got_rows);
+    download(got_gradient, places.grad_queries, sizeof got_gradient);
+    download(got_keys, places.grad_keys, sizeof got_keys);
+    /* The method's tolerance for f32 at tau = 0.2: of a loss absolute, of a gradient relative. */
+    EXPECT(fabsf(got - loss) < 1e-5f);
+    for (size_t b = 0; b < B; b++) EXPECT(fabsf(got_rows[b] - loss_rows[b]) < 1e-5f);
+    EXPECT(off(got_gradient, gradient) < 1e-5);
+    EXPECT(off(got_keys, grad_keys) < 1e-5);
+    EXPECT(hardmix_cuda_step_read(there, &read, &got_metrics) == HARDMIX_OK);
+    EXPECT(memcmp(&read, &got, sizeof got) == 0);
+    EXPECT(got_metrics.proxy_accuracy == metrics.proxy_accuracy);
+    EXPECT(fabs(got_metrics.alignment - metrics.alignment) < 1e-5);
+
+    /* The queue, back: what the CPU's is after the same keys. */
+    hardmix_queue *back = NULL;
+    float expected[K * D], found[K * D];
+    uint32_t found_labels[K];
+    size_t cursor = 0;
+    EXPECT(hardmix_cuda_queue_check(ring) == HARDMIX_OK);
+    EXPECT(hardmix_cuda_queue_to_host(ring, &back) == HARDMIX_OK);
+    EXPECT(hardmix_queue_enqueue(queue, keys, NULL, B, 0) == HARDMIX_OK);
+    EXPECT(hardmix_queue_read(queue, expected, NULL) == HARDMIX_OK);
+    EXPECT(hardmix_queue_read(back, found, found_labels) == HARDMIX_OK);
+    EXPECT(hardmix_queue_shape(back, NULL, NULL, &cursor) == HARDMIX_OK);
+    EXPECT(memcmp(expected, found, sizeof found) == 0 && cursor == B - 2);
+    EXPECT(found_labels[K - 1] == 2 && found_labels[0] == 3 &&
+           found_labels[B] == HARDMIX_NO_LABEL);
+
+    /* Other settings; a NaN; misuse. */
+    EXPECT(hardmix_plan_set_key_gradient(plan, 0) == HARDMIX_OK);
+    EXPECT(hardmix_cuda_plan_set(there, plan) == HARDMIX_OK);
+    EXPECT_REFUSED(hardmix_cuda_step(there, &batch, ring, seed_and_step, &places),
+                   HARDMIX_ERROR_INVALID,
+                   "output.grad_keys is given; expected NULL, or "
+                   "hardmix_plan_set_key_gradient(plan, 1) before");
+    places.grad_keys = NULL;
+    queries[2 * D + 1] = NAN;
+    batch.queries = upload(queries, sizeof queries);
+    EXPECT(hardmix_cuda_step(there, &batch, ring, seed_and_step, &places) == HARDMIX_OK);
+    EXPECT_REFUSED(hardmix_cuda_step_read(there, &read, NULL), HARDMIX_ERROR_NON_FINITE,
+                   "row 2 of queries is not finite");
+    EXPECT(isnan(read));
+    EXPECT(hardmix_cuda_queue_enqueue(ring, batch.queries, NULL, B, 1) == HARDMIX_OK);
+    EXPECT_REFUSED(hardmix_cuda_queue_check(ring), HARDMIX_ERROR_NON_FINITE,
+                   "row 2 of keys is not finite");
+    EXPECT_REFUSED(hardmix_cuda_step(there, &batch, ring, NULL, &places), HARDMIX_ERROR_NULL,
+                   "seed_and_step is NULL");
+    EXPECT_REFUSED(hardmix_cuda_step(there, &batch, NULL, seed_and_step, &places),
+                   HARDMIX_ERROR_NULL, "queue is NULL");
+    EXPECT_REFUSED(hardmix_cuda_queue_enqueue(ring, NULL, NULL, B, 0), HARDMIX_ERROR_NULL,
+                   "keys is NULL");
+    batch.dim = D - 1;
+    EXPECT(hardmix_cuda_step(there, &batch, ring, seed_and_step, &places) ==
+           HARDMIX_ERROR_INVALID);
+    hardmix_cuda_device *none = NULL;
+    EXPECT_REFUSED(hardmix_cuda_device_create(1000, NULL, &none), HARDMIX_ERROR_INVALID,
+                   "device is 1000; expected less than the number of CUDA devices");
+    EXPECT(hardmix_cuda_device_create(-1, NULL, &none) == HARDMIX_ERROR_INVALID && none == NULL);
+
+    /* In any order. */
+    hardmix_cuda_device_free(device);
+    hardmix_cuda_plan_free(there);
+    hardmix_cuda_queue_free(ring);
+    hardmix_queue_free(back);
+    hardmix_queue_free(queue);
+    hardmix_plan_free(plan);
+    if (failures == 0) printf("hardmix %s on the device from C: all passed\n", hardmix_version());
+    return failures != 0;
+}
