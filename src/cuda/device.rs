@@ -51,6 +51,19 @@ pub(super) struct Launch {
     pub shared: u32,
 }
 
+impl Launch {
+    /// So many blocks in one direction, the work of that many queries.
+    pub fn grid_over(rows: usize, blocks: usize) -> Result<(u32, u32, u32)> {
+        let blocks = u32::try_from(blocks).ok().filter(|&n| n < 1 << 31);
+        let blocks = blocks.ok_or_else(|| Error::OutOfRange {
+            argument: "queries",
+            value: format!("{rows} rows"),
+            expected: "fewer, for a queue of this size",
+        })?;
+        Ok((blocks, 1, 1))
+    }
+}
+
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Device")

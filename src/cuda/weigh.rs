@@ -6,7 +6,7 @@ use super::params::{
     WEIGH_COLUMNS, WEIGH_DEPTH, WEIGH_QUEUE_STRIDE, WEIGH_ROWS, WEIGH_STAGES, WEIGH_THREADS,
     WEIGH_WEIGHT_STRIDE, WeighParams,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::queue::DType;
 
 /// Blocks that the columns and the queue of one tile of rows are to give: about half as many as a
@@ -62,16 +62,7 @@ impl Weighing {
         let row_tiles = self.rows.div_ceil(WEIGH_ROWS as usize);
         let column_tiles = self.dim.div_ceil(WEIGH_COLUMNS as usize);
         let blocks = row_tiles * column_tiles * splits.count;
-        let grid = u32::try_from(blocks).ok().filter(|&n| n < 1 << 31);
-        let grid = grid.ok_or_else(|| Error::OutOfRange {
-            argument: "queries",
-            value: format!("{} rows", self.rows),
-            expected: "fewer, for a queue of this size",
-        })?;
-        let element = match self.dtype {
-            DType::F32 => 4,
-            DType::F16 | DType::Bf16 => 2,
-        };
+        let element = self.dtype.bytes();
         let aligned =
             |pointer: usize, bytes: usize| pointer.is_multiple_of(16) && bytes.is_multiple_of(16);
         let params = WeighParams {
@@ -92,7 +83,7 @@ impl Weighing {
         let launch = Launch {
             file: "weigh",
             kernel: kernel(self.dtype, self.precision),
-            grid: (grid, 1, 1),
+            grid: Launch::grid_over(self.rows, blocks)?,
             threads: WEIGH_THREADS,
             shared: WEIGH_STAGES * stage,
         };
