@@ -9,6 +9,16 @@
 //! them is stored: q·h and q·h′ are functions of logits that are there already and, for a pair, of
 //! one dot product more.
 //!
+//! ```text
+//! queries q ─┬─ q·k ─────────────────────────────────────────────┐
+//! keys k ────┘                                                   │
+//!            ┌─ q·n, all K ──────────────────────────────────────┼─ log-sum-exp: loss,
+//! queue n ───┴─ the N hardest ─┬─ s pairs mixed: q·h ────────────┤  gradient, diagnostics
+//!                              └─ s′ mixed with the query: q·h′ ─┘
+//! ```
+//!
+//! On the CPU:
+//!
 //! ```
 //! use hardmix::{Batch, Config, DType, Draws, Queue, cpu};
 //!
@@ -28,6 +38,57 @@
 //! queue.enqueue(keys, None)?; // after the loss, never before
 //! # Ok::<(), hardmix::Error>(())
 //! ```
+#![cfg_attr(
+    feature = "cuda",
+    doc = r#"
+On an NVIDIA GPU, with tensors in device memory (feature `cuda`; [`cuda`]):
+
+```no_run
+use hardmix::cuda::{Batch, Device, Draws, Queue, Step};
+use hardmix::{Config, DType};
+
+let device = Device::new(0)?; // or with_stream, for a stream of your own
+let rows = hardmix::Queue::random(65_536, 128, DType::Bf16, 0)?;
+let mut queue = Queue::from_host(&device, &rows)?;
+let mut step = Step::new(&device, Config::imagenet1k_1024_512_256())?;
+# let queries = device.upload("queries", &[0.0f32; 256 * 128])?;
+# let keys = device.upload("keys", &[0.0f32; 256 * 128])?;
+let seed_and_step = device.upload("draws", &[42_u64, 0])?; // the caller advances the step
+
+// queries, keys: cudarc's slices or views, [batch, 128], from your encoders
+let batch = Batch::new(&queries, &keys, 128)?;
+step.run(&batch, &queue, &Draws::Seeded(&seed_and_step))?; // puts it on the stream and returns
+let gradient = step.grad_queries(); // [batch, 128], in device memory, for what comes next
+# drop(gradient);
+queue.enqueue(&device, &keys, None)?;
+println!("loss {}", step.read()?.loss()?); // waits
+# Ok::<(), hardmix::Error>(())
+```
+"#
+)]
+#![cfg_attr(
+    feature = "candle",
+    doc = r#"
+With candle (feature `candle`; [`candle`]), the loss is a tensor whose `backward` hands over the
+gradient that was computed with it:
+
+```
+# use candle_core::{Device, Tensor, Var};
+use hardmix::{Config, DType, Draws, Queue, candle::Loss};
+
+# let queries = Var::randn(0f32, 1.0, (4, 16), &Device::Cpu)?;
+# let keys = Tensor::randn(0f32, 1.0, (4, 16), &Device::Cpu)?;
+# let (seed, step_number) = (0, 0);
+let queue = Queue::random(4096, 16, DType::F32, 0)?;
+let mut loss = Loss::new(Config::mochi(128, 64, 32)?);
+let draws = Draws::seeded(seed, step_number)?;
+let (loss, output) = loss.forward(&queries, &keys, &queue, &draws)?;
+let gradients = loss.backward()?;
+# assert!(gradients.get(&queries).is_some() && output.loss().is_ok());
+# Ok::<(), Box<dyn std::error::Error>>(())
+```
+"#
+)]
 //!
 //! # Where things are
 //!
