@@ -5,7 +5,7 @@ use super::params::{
     CHECK_THREADS, CheckParams, LOGITS_DEPTH, LOGITS_ROWS, LOGITS_STAGES, LOGITS_THREADS,
     LogitsParams,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::queue::DType;
 
 /// How the tensor cores multiply.
@@ -57,16 +57,7 @@ impl Product {
         let tile = if small { 32 } else { 128 };
         let query_tiles = self.rows.div_ceil(tile);
         let blocks = query_tiles * self.capacity.div_ceil(LOGITS_ROWS as usize);
-        let grid = u32::try_from(blocks).ok().filter(|&n| n < 1 << 31);
-        let grid = grid.ok_or_else(|| Error::OutOfRange {
-            argument: "queries",
-            value: format!("{} rows", self.rows),
-            expected: "fewer, for a queue of this size",
-        })?;
-        let element = match self.dtype {
-            DType::F32 => 4,
-            DType::F16 | DType::Bf16 => 2,
-        };
+        let element = self.dtype.bytes();
         let aligned = |pointer: usize, size: usize| {
             pointer.is_multiple_of(16) && (self.dim * size).is_multiple_of(16)
         };
@@ -85,7 +76,7 @@ impl Product {
         let launch = Launch {
             file: "contrast",
             kernel: kernel(self.dtype, self.precision, small),
-            grid: (grid, 1, 1),
+            grid: Launch::grid_over(self.rows, blocks)?,
             threads: LOGITS_THREADS,
             shared: LOGITS_STAGES * stage as u32,
         };
