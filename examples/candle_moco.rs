@@ -9,8 +9,8 @@
 //! ```
 
 use candle_core::{Device, Result, Tensor, Var};
-use hardmix::candle::Loss; // 1
-use hardmix::{Config, DType, Draws, Queue}; // 1
+use hardmix::candle::{Loss, Queue}; // 1
+use hardmix::{Config, DType, Draws}; // 1
 
 const BATCH: usize = 32;
 const PIXELS: usize = 24;
@@ -32,14 +32,18 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let device = &Device::Cpu;
     // candle's own generator has no seed on the CPU; the library's unit rows have.
     let random = |rows, dim, seed| -> std::result::Result<Tensor, Box<dyn std::error::Error>> {
-        let rows_of = Queue::random(rows, dim, DType::F32, seed)?.rows().to_f32();
-        Ok(Tensor::from_vec(rows_of, (rows, dim), device)?)
+        let unit_rows = hardmix::Queue::random(rows, dim, DType::F32, seed)?;
+        Ok(Tensor::from_vec(
+            unit_rows.rows().to_f32(),
+            (rows, dim),
+            device,
+        )?)
     };
     let centres = random(8, PIXELS, 1)?;
     let weights = Var::from_tensor(&random(PIXELS, DIM, 2)?)?;
     let mut key_weights = weights.as_tensor().copy()?;
 
-    let mut queue = Queue::random(512, DIM, DType::F32, 0)?; // 2
+    let mut queue = Queue::random(512, DIM, DType::F32, 0, device)?; // 2
     let mut mochi = Loss::new(Config::mochi(64, 32, 16)?); // 3
 
     let (mut first, mut last) = (0.0, 0.0);
@@ -53,14 +57,14 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         let queries = encode(&view(seed + 1)?, &weights)?;
         let keys = encode(&view(seed + 2)?, &key_weights)?.detach();
 
-        let (loss, output) = mochi.forward(&queries, &keys, &queue, &Draws::seeded(0, step)?)?; // 4
+        let loss = mochi.forward(&queries, &keys, &queue, &Draws::seeded(0, step)?)?; // 4
 
         let gradients = loss.backward()?;
         let gradient = gradients.get(&weights).expect("the encoder's");
         weights.set(&(weights.as_tensor() - (gradient * 0.3)?)?)?;
         key_weights = ((key_weights * KEPT)? + (weights.as_detached_tensor() * (1.0 - KEPT))?)?;
 
-        queue.enqueue(&keys.flatten_all()?.to_vec1::<f32>()?, None)?; // 5: after the loss
+        queue.enqueue(&keys, None)?; // 5: after the loss
 
         let loss = loss.to_scalar::<f32>()?;
         if step == FILLED {
@@ -70,7 +74,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         if step % 20 == 0 {
             println!(
                 "step {step:3}: loss {loss:.4}, proxy accuracy {:.2}",
-                output.metrics.proxy_accuracy
+                mochi.output()?.metrics.proxy_accuracy
             );
         }
     }

@@ -74,17 +74,20 @@ gradient that was computed with it:
 
 ```
 # use candle_core::{Device, Tensor, Var};
-use hardmix::{Config, DType, Draws, Queue, candle::Loss};
+use hardmix::candle::{Loss, Queue};
+use hardmix::{Config, DType, Draws};
 
-# let queries = Var::randn(0f32, 1.0, (4, 16), &Device::Cpu)?;
-# let keys = Tensor::randn(0f32, 1.0, (4, 16), &Device::Cpu)?;
+let device = Device::Cpu; // or CUDA, with the feature `candle-cuda`
+# let queries = Var::randn(0f32, 1.0, (4, 16), &device)?;
+# let keys = Tensor::randn(0f32, 1.0, (4, 16), &device)?;
 # let (seed, step_number) = (0, 0);
-let queue = Queue::random(4096, 16, DType::F32, 0)?;
-let mut loss = Loss::new(Config::mochi(128, 64, 32)?);
+let mut queue = Queue::random(4096, 16, DType::F32, 0, &device)?;
+let mut mochi = Loss::new(Config::mochi(128, 64, 32)?);
 let draws = Draws::seeded(seed, step_number)?;
-let (loss, output) = loss.forward(&queries, &keys, &queue, &draws)?;
+let loss = mochi.forward(&queries, &keys, &queue, &draws)?;
 let gradients = loss.backward()?;
-# assert!(gradients.get(&queries).is_some() && output.loss().is_ok());
+queue.enqueue(&keys, None)?;
+# assert!(gradients.get(&queries).is_some() && mochi.output()?.loss().is_ok());
 # Ok::<(), Box<dyn std::error::Error>>(())
 ```
 "#
@@ -101,7 +104,7 @@ let gradients = loss.backward()?;
 //! - [`Output`] and [`Metrics`]: what comes back.
 #![cfg_attr(
     feature = "candle",
-    doc = "- [`candle`]: the loss as an operation on candle tensors."
+    doc = "- [`candle`]: the loss as an operation on candle tensors, and the queue beside them."
 )]
 #![cfg_attr(
     feature = "cuda",

@@ -1,16 +1,26 @@
-//! The drop-in for candle against candle's own autograd over elementary operations, in f64.
+//! The drop-in for candle against candle's own autograd over elementary operations, in f64: on the
+//! CPU, and with the feature `candle-cuda` on CUDA too.
 #![cfg(feature = "candle")]
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use hardmix::candle::Loss;
+use hardmix::candle::{Loss, Queue};
 use hardmix::draws::philox4x32_10;
-use hardmix::{Config, Draws, Error, Output, QueryGradient, Queue, Reduction, Rows};
+use hardmix::{Config, Draws, Error, Output, QueryGradient, Reduction, Rows};
 
 const ROWS: usize = 6;
 const DIM: usize = 24;
 const CAPACITY: usize = 48;
 
-type Anyway = Result<(), Box<dyn std::error::Error>>;
+type Anyway<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+fn devices() -> Vec<Device> {
+    vec![
+        Device::Cpu,
+        #[cfg(feature = "candle-cuda")]
+        Device::new_cuda(0).expect("a CUDA device"),
+    ]
+}
 
 /// Seeded rows of norm about 1.
 fn rows(count: usize, dim: usize, seed: u32) -> Vec<f32> {
@@ -30,14 +40,27 @@ struct Case {
     draws: Draws,
 }
 
-fn case() -> Case {
-    let var = |seed| Var::from_vec(rows(ROWS, DIM, seed), (ROWS, DIM), &Device::Cpu).unwrap();
+fn case(device: &Device) -> Case {
+    let var = |seed| Var::from_vec(rows(ROWS, DIM, seed), (ROWS, DIM), device).unwrap();
+    let queue = hardmix::Queue::from_rows(Rows::F32(rows(CAPACITY, DIM, 3)), DIM).unwrap();
     Case {
         queries: var(1),
         keys: var(2),
-        queue: Queue::from_rows(Rows::F32(rows(CAPACITY, DIM, 3)), DIM).unwrap(),
+        queue: Queue::new(queue, device).unwrap(),
         draws: Draws::seeded(7, 11).unwrap(),
     }
+}
+
+impl Case {
+    /// Queries and keys in f64 on the CPU.
+    fn exact(&self) -> Anyway<(Var, Var)> {
+        let exact = |var: &Var| Var::from_tensor(&on_cpu(var)?.to_dtype(DType::F64)?);
+        Ok((exact(&self.queries)?, exact(&self.keys)?))
+    }
+}
+
+fn on_cpu(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    tensor.to_device(&Device::Cpu)
 }
 
 fn mochi() -> Config {
@@ -53,11 +76,12 @@ fn composed(
     output: &Output,
 ) -> candle_core::Result<Tensor> {
     let device = Device::Cpu;
+    let queue = queue.to_host().expect("a copy");
     let queue = queue.rows().to_f32().into_iter().map(f64::from).collect();
     let queue = Tensor::from_vec(queue, (CAPACITY, DIM), &device)?;
     let tau = f64::from(config.temperature());
     let mut losses = Vec::new();
-    for b in 0..ROWS {
+    for b in 0..queries.dim(0)? {
         let query = queries.narrow(0, b, 1)?;
         let hardest = &output.hardest[b * config.hardest()..][..config.hardest()];
         let gather = |positions: &[u32], width: usize| {
@@ -104,7 +128,7 @@ fn composed(
 }
 
 fn relative(actual: &Tensor, expected: &Tensor) -> f64 {
-    let actual = actual.to_dtype(DType::F64).unwrap();
+    let actual = on_cpu(actual).unwrap().to_dtype(DType::F64).unwrap();
     let norm = |x: &Tensor| {
         x.sqr()
             .unwrap()
@@ -120,9 +144,24 @@ fn relative(actual: &Tensor, expected: &Tensor) -> f64 {
 /// f32 inputs against f64: rounding of sums over d and over the negatives, a few ulp.
 const TOLERANCE: f64 = 1e-6;
 
+fn expect_near(what: &str, actual: &Tensor, expected: &Tensor) {
+    assert_eq!(actual.dims(), expected.dims(), "{what}");
+    let error = relative(actual, expected);
+    assert!(error < TOLERANCE, "{what}: {error:e}");
+}
+
+/// The gradients of both sides, for this case's variable and its exact twin.
+fn expect_same_gradient(
+    what: &str,
+    (own, var): (&GradStore, &Tensor),
+    (exact, twin): (&GradStore, &Tensor),
+) {
+    let gradient = own.get(var).expect("a gradient");
+    expect_near(what, gradient, exact.get(twin).expect("a gradient"));
+}
+
 #[test]
 fn loss_and_gradients_are_those_of_elementary_operations() -> Anyway {
-    let case = case();
     let configs = [
         Config::moco(),
         mochi(),
@@ -131,37 +170,37 @@ fn loss_and_gradients_are_those_of_elementary_operations() -> Anyway {
         mochi().with_reduction(Reduction::Sum),
         mochi().with_reduction(Reduction::None),
     ];
-    for config in configs {
-        let config = config.with_key_gradient(true);
-        let mut own = Loss::new(config.clone());
-        let (loss, output) = own.forward(&case.queries, &case.keys, &case.queue, &case.draws)?;
-        // Another upstream value for each row tells rows and reductions apart.
-        let upstream = Tensor::from_iter((1..=ROWS).map(|i| i as f32 / 4.0), &Device::Cpu)?;
-        let weighted = match config.reduction() {
-            Reduction::None => (&loss * &upstream)?.sum_all()?,
-            _ => (&loss * 3.0)?,
-        };
-        let gradients = weighted.backward()?;
+    for device in devices() {
+        let case = case(&device);
+        for config in &configs {
+            let config = config.clone().with_key_gradient(true);
+            let mut own = Loss::new(config.clone());
+            let loss = own.forward(&case.queries, &case.keys, &case.queue, &case.draws)?;
+            // Another upstream value for each row tells rows and reductions apart.
+            let upstream = Tensor::from_iter((1..=ROWS).map(|i| i as f32 / 4.0), &Device::Cpu)?;
+            let weighted = match config.reduction() {
+                Reduction::None => (&loss * upstream.to_device(&device)?)?.sum_all()?,
+                _ => (&loss * 3.0)?,
+            };
+            let gradients = weighted.backward()?;
 
-        let queries = Var::from_tensor(&case.queries.to_dtype(DType::F64)?)?;
-        let keys = Var::from_tensor(&case.keys.to_dtype(DType::F64)?)?;
-        let losses = composed(&queries, &keys, &case.queue, &config, &output)?;
-        let expected = match config.reduction() {
-            Reduction::Mean => losses.mean_all()?,
-            Reduction::Sum => losses.sum_all()?,
-            Reduction::None => losses,
-        };
-        let expected_weighted = match config.reduction() {
-            Reduction::None => (&expected * upstream.to_dtype(DType::F64)?)?.sum_all()?,
-            _ => (&expected * 3.0)?,
-        };
-        let expected_gradients = expected_weighted.backward()?;
-        assert_eq!(loss.dims(), expected.dims());
-        assert!(relative(&loss, &expected) < TOLERANCE, "{config:?}");
-        for (own, other) in [(&case.queries, &queries), (&case.keys, &keys)] {
-            let own = gradients.get(own).expect("a gradient");
-            let error = relative(own, expected_gradients.get(other).expect("a gradient"));
-            assert!(error < TOLERANCE, "{config:?}: {error:e}");
+            let (queries, keys) = case.exact()?;
+            let losses = composed(&queries, &keys, &case.queue, &config, &own.output()?)?;
+            let expected = match config.reduction() {
+                Reduction::Mean => losses.mean_all()?,
+                Reduction::Sum => losses.sum_all()?,
+                Reduction::None => losses,
+            };
+            let expected_weighted = match config.reduction() {
+                Reduction::None => (&expected * upstream.to_dtype(DType::F64)?)?.sum_all()?,
+                _ => (&expected * 3.0)?,
+            };
+            let exact = expected_weighted.backward()?;
+            let what = format!("{device:?}, {config:?}");
+            expect_near(&what, &loss, &expected);
+            for (own, twin) in [(&case.queries, &queries), (&case.keys, &keys)] {
+                expect_same_gradient(&what, (&gradients, own), (&exact, twin));
+            }
         }
     }
     Ok(())
@@ -169,102 +208,288 @@ fn loss_and_gradients_are_those_of_elementary_operations() -> Anyway {
 
 #[test]
 fn keys_carry_no_gradient_unless_asked() -> Anyway {
-    let case = case();
-    let (loss, _) =
-        Loss::new(mochi()).forward(&case.queries, &case.keys, &case.queue, &case.draws)?;
-    let gradients = loss.backward()?;
-    assert!(gradients.get(&case.queries).is_some());
-    assert!(gradients.get(&case.keys).is_none());
+    for device in devices() {
+        let case = case(&device);
+        let mut own = Loss::new(mochi());
+        let loss = own.forward(&case.queries, &case.keys, &case.queue, &case.draws)?;
+        let gradients = loss.backward()?;
+        assert!(gradients.get(&case.queries).is_some());
+        assert!(gradients.get(&case.keys).is_none());
+    }
     Ok(())
 }
 
 #[test]
-fn detached_queries_get_no_gradient() -> Anyway {
-    let case = case();
-    let mut own = Loss::new(mochi());
-    let (loss, _) = own.forward(&case.queries.detach(), &case.keys, &case.queue, &case.draws)?;
-    assert!(loss.backward()?.get(&case.queries).is_none());
+fn a_detached_part_of_the_queries_gets_no_gradient() -> Anyway {
+    for device in devices() {
+        let case = case(&device);
+        let mut own = Loss::new(mochi());
+        let detached = case.queries.detach();
+        let loss = own.forward(&detached, &case.keys, &case.queue, &case.draws)?;
+        assert!(loss.backward()?.get(&case.queries).is_none());
+
+        let half = |queries: &Tensor| (queries.detach() * 0.75)? + (queries * 0.25)?;
+        let queries = half(&case.queries)?;
+        let loss = own.forward(&queries, &case.keys, &case.queue, &case.draws)?;
+        let gradients = loss.backward()?;
+        let (exact_queries, keys) = case.exact()?;
+        let queries = half(&exact_queries)?;
+        let losses = composed(&queries, &keys, &case.queue, &mochi(), &own.output()?)?;
+        let exact = losses.mean_all()?.backward()?;
+        let (own, exact) = ((&gradients, &*case.queries), (&exact, &*exact_queries));
+        expect_same_gradient(&format!("{device:?}"), own, exact);
+    }
     Ok(())
 }
 
 #[test]
 fn several_losses_in_one_graph_keep_their_own_gradients() -> Anyway {
-    let case = case();
-    let mut own = Loss::new(mochi());
-    let gradient =
-        |own: &mut Loss, step, scale: f64| -> Result<Tensor, Box<dyn std::error::Error>> {
-            let draws = Draws::seeded(7, step)?;
-            let (loss, _) = own.forward(&case.queries, &case.keys, &case.queue, &draws)?;
-            Ok((loss * scale)?)
-        };
-    let alone = |own: &mut Loss, step, scale| -> Result<Tensor, Box<dyn std::error::Error>> {
-        let gradients = gradient(own, step, scale)?.backward()?;
-        Ok(gradients.get(&case.queries).expect("a gradient").clone())
-    };
-    let sum = (alone(&mut own, 1, 1.0)? + alone(&mut own, 2, -2.5)?)?;
-    let both = (gradient(&mut own, 1, 1.0)? + gradient(&mut own, 2, -2.5)?)?.backward()?;
-    let both = both.get(&case.queries).expect("a gradient");
-    assert!(relative(both, &sum.to_dtype(DType::F64)?) < TOLERANCE);
+    let configs = [(mochi(), 1.0), (Config::moco(), -2.5), (mochi(), 0.5)];
+    for device in devices() {
+        let case = case(&device);
+        let (queries, keys) = case.exact()?;
+        let mut own = Loss::new(mochi());
+        let mut total = Tensor::zeros((), DType::F32, &device)?;
+        let mut exact_total = Tensor::zeros((), DType::F64, &Device::Cpu)?;
+        for (step, (config, scale)) in configs.iter().enumerate() {
+            own.set_config(config.clone());
+            let draws = Draws::seeded(7, step as u64)?;
+            let loss = own.forward(&case.queries, &case.keys, &case.queue, &draws)?;
+            total = (total + (loss * *scale)?)?;
+            let losses = composed(&queries, &keys, &case.queue, config, &own.output()?)?;
+            exact_total = (exact_total + (losses.mean_all()? * *scale)?)?;
+        }
+        let (gradients, exact) = (total.backward()?, exact_total.backward()?);
+        let (own, exact) = ((&gradients, &*case.queries), (&exact, &*queries));
+        expect_same_gradient(&format!("{device:?}"), own, exact);
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_accumulate_over_the_parts_of_a_batch() -> Anyway {
+    const PARTS: usize = 3;
+    for device in devices() {
+        let case = case(&device);
+        let (queries, keys) = case.exact()?;
+        let mut own = Loss::new(mochi());
+        let mut accumulated = Tensor::zeros((ROWS, DIM), DType::F32, &device)?;
+        let mut losses = Vec::new();
+        for part in 0..PARTS {
+            let rows = |tensor: &Tensor| tensor.narrow(0, part * ROWS / PARTS, ROWS / PARTS);
+            // A step number of its own for each part: its rows are not those of another.
+            let draws = Draws::seeded(7, part as u64)?;
+            let (own_queries, own_keys) = (rows(&case.queries)?, rows(&case.keys)?);
+            let loss = own.forward(&own_queries, &own_keys, &case.queue, &draws)?;
+            let gradients = (loss / PARTS as f64)?.backward()?;
+            let gradient = gradients.get(&case.queries).expect("a gradient");
+            accumulated = (accumulated + gradient)?;
+            let (rows, keys) = (rows(&queries)?, rows(&keys)?);
+            losses.push(composed(
+                &rows,
+                &keys,
+                &case.queue,
+                &mochi(),
+                &own.output()?,
+            )?);
+        }
+        let exact = Tensor::cat(&losses, 0)?.mean_all()?.backward()?;
+        let expected = exact.get(&queries).expect("a gradient");
+        expect_near(&format!("{device:?}"), &accumulated, expected);
+    }
     Ok(())
 }
 
 #[test]
 fn the_gradient_flows_on_through_what_made_the_queries() -> Anyway {
-    let case = case();
-    let (loss, output) = Loss::new(mochi()).forward(
-        &(case.queries.as_tensor() * 0.5)?,
-        &case.keys,
-        &case.queue,
-        &case.draws,
-    )?;
-    let gradients = loss.backward()?;
-    let expected = Tensor::from_vec(output.grad_queries, (ROWS, DIM), &Device::Cpu)?;
-    let expected = (expected * 0.5)?.to_dtype(DType::F64)?;
-    let own = gradients.get(&case.queries).expect("a gradient");
-    assert!(relative(own, &expected) < TOLERANCE);
+    for device in devices() {
+        let case = case(&device);
+        let mut own = Loss::new(mochi());
+        let queries = (case.queries.as_tensor() * 0.5)?;
+        let loss = own.forward(&queries, &case.keys, &case.queue, &case.draws)?;
+        let gradients = loss.backward()?;
+        let fused = own.output()?.grad_queries;
+        let expected = (Tensor::from_vec(fused, (ROWS, DIM), &Device::Cpu)? * 0.5)?;
+        let gradient = gradients.get(&case.queries).expect("a gradient");
+        expect_near("halved", gradient, &expected.to_dtype(DType::F64)?);
+    }
     Ok(())
 }
 
 #[test]
 fn a_view_with_an_offset_is_read_where_it_lies() -> Anyway {
-    let case = case();
-    let twice = Tensor::cat(&[case.keys.as_tensor(), case.queries.as_tensor()], 0)?;
-    let mut own = Loss::new(mochi());
-    let (expected, _) = own.forward(&case.queries, &case.keys, &case.queue, &case.draws)?;
-    let view = twice.narrow(0, ROWS, ROWS)?;
-    let (loss, _) = own.forward(&view, &case.keys, &case.queue, &case.draws)?;
-    assert_eq!(
-        loss.to_scalar::<f32>()?.to_bits(),
-        expected.to_scalar::<f32>()?.to_bits()
-    );
+    for device in devices() {
+        let case = case(&device);
+        let twice = Tensor::cat(&[case.keys.as_tensor(), case.queries.as_tensor()], 0)?;
+        let mut own = Loss::new(mochi());
+        let expected = own.forward(&case.queries, &case.keys, &case.queue, &case.draws)?;
+        let view = twice.narrow(0, ROWS, ROWS)?;
+        let loss = own.forward(&view, &case.keys, &case.queue, &case.draws)?;
+        assert_eq!(
+            loss.to_scalar::<f32>()?.to_bits(),
+            expected.to_scalar::<f32>()?.to_bits()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn the_queue_takes_keys_and_labels_as_the_library_s_does() -> Anyway {
+    for device in devices() {
+        let Case { keys, queue, .. } = case(&device);
+        let mut host = queue.to_host()?.into_owned().with_cursor(CAPACITY - 2)?;
+        let mut queue = Queue::new(host.clone(), &device)?;
+        let labels: Vec<u32> = (10..10 + ROWS as u32).collect();
+        let rows_of = |keys: &Tensor| on_cpu(keys)?.flatten_all()?.to_vec1::<f32>();
+
+        let own = Tensor::from_slice(&labels, ROWS, &device)?;
+        let kept = queue.enqueue(&keys, Some(&own))?;
+        assert_eq!(kept, host.enqueue(&rows_of(&keys)?, Some(&labels))?);
+        assert_eq!(*queue.to_host()?, host);
+        queue.enqueue_normalised(&(keys.as_tensor() * 3.0)?, None)?;
+        host.enqueue_normalised(&rows_of(&(keys.as_tensor() * 3.0)?)?, None)?;
+        assert_eq!(*queue.to_host()?, host);
+        queue.check()?;
+
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("queue.safetensors");
+        queue.save(&path)?;
+        assert_eq!(*Queue::load(&path, &device)?.to_host()?, host);
+    }
+    Ok(())
+}
+
+#[test]
+fn labels_measure_and_the_oracle_masks() -> Anyway {
+    for device in devices() {
+        let case = case(&device);
+        let of_rows: Vec<u32> = (0..ROWS as u32).map(|b| b % 3).collect();
+        let of_queue = (0..CAPACITY as u32).map(|k| k % 3).collect();
+        let host = case.queue.to_host()?.into_owned().with_labels(of_queue)?;
+        let queue = Queue::new(host, &device)?;
+        let labels = Tensor::from_slice(&of_rows, ROWS, &device)?;
+        let (queries, keys) = (&case.queries, &case.keys);
+        let mut own = Loss::new(mochi());
+        let plain = own.forward(queries, keys, &queue, &case.draws)?;
+        assert_eq!(own.output()?.metrics.same_label_share, None);
+        let loss = own.forward_with_labels(queries, keys, &labels, &queue, &case.draws)?;
+        assert_eq!(loss.to_scalar::<f32>()?, plain.to_scalar::<f32>()?);
+        assert!(own.output()?.metrics.same_label_share.is_some());
+        own.set_config(mochi().with_oracle(true));
+        let masked = own.forward_with_labels(queries, keys, &labels, &queue, &case.draws)?;
+        assert!(masked.to_scalar::<f32>()? < loss.to_scalar::<f32>()?);
+    }
     Ok(())
 }
 
 #[test]
 fn unfit_tensors_are_errors_by_name() -> Anyway {
-    let case = case();
-    let mut own = Loss::new(mochi());
-    let mut fails = |queries: &Tensor, keys: &Tensor| {
-        own.forward(queries, keys, &case.queue, &case.draws)
-            .expect_err("unfit")
-            .to_string()
+    for device in devices() {
+        let mut case = case(&device);
+        let (queries, keys) = (case.queries.as_tensor(), case.keys.as_tensor());
+        let strided = queries.t()?.contiguous()?.t()?;
+        let labels = Tensor::zeros(ROWS, DType::U32, &device)?;
+        let mut own = Loss::new(mochi());
+        let mut fails = |queries: &Tensor, keys: &Tensor, labels: &Tensor| {
+            own.forward_with_labels(queries, keys, labels, &case.queue, &case.draws)
+                .expect_err("unfit")
+                .to_string()
+        };
+        let double = queries.to_dtype(DType::F64)?;
+        let few = keys.narrow(0, 0, 3)?;
+        let narrow = queries.narrow(1, 0, 8)?.contiguous()?;
+        let flat = queries.flatten_all()?;
+        for (message, queries, keys, labels) in [
+            ("`queries`: is not contiguous", &strided, keys, &labels),
+            ("`keys`: is not contiguous", queries, &strided, &labels),
+            ("`queries`: is F64", &double, keys, &labels),
+            ("`keys`: has shape [3, 24]", queries, &few, &labels),
+            ("`queries`: has shape [144]", &flat, keys, &labels),
+            ("dimension", &narrow, &narrow, &labels),
+            ("`labels`: is F32", queries, keys, &flat),
+            (
+                "labels has 3 elements",
+                queries,
+                keys,
+                &labels.narrow(0, 0, 3)?,
+            ),
+        ] {
+            let error = fails(queries, keys, labels);
+            assert!(error.contains(message), "{error}; expected {message}");
+        }
+
+        let mut refuses = |keys: &Tensor, labels: Option<&Tensor>| {
+            let error = case.queue.enqueue(keys, labels).expect_err("unfit");
+            error.to_string()
+        };
+        assert!(refuses(&strided, None).contains("`keys`: is not contiguous"));
+        assert!(refuses(&narrow, None).contains("`keys`: has dimension 8; the queue has 24"));
+        assert!(refuses(keys, Some(&flat)).contains("`labels`: is F32"));
+        assert!(refuses(&few, Some(&labels)).contains("labels has 6 elements"));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_row_that_is_not_finite_never_passes_for_a_loss() -> Anyway {
+    for device in devices() {
+        let mut case = case(&device);
+        let mut own = Loss::new(mochi());
+        assert!(own.output().is_err(), "nothing was run");
+        let infinite = (case.queries.as_tensor() / 0.0)?;
+        let forward = own.forward(&infinite, &case.keys, &case.queue, &case.draws);
+        let error = if device.is_cpu() {
+            forward.expect_err("refused at once")
+        } else {
+            assert!(forward?.to_scalar::<f32>()?.is_nan());
+            own.output()?.loss().expect_err("refused when read")
+        };
+        let (argument, row) = ("queries", 0);
+        let Error::NonFinite {
+            argument: a,
+            row: r,
+        } = error
+        else {
+            panic!("{error}");
+        };
+        assert_eq!((a, r), (argument, row));
+
+        let before = case.queue.to_host()?.into_owned();
+        let refused = case
+            .queue
+            .enqueue(&infinite, None)
+            .and_then(|_| case.queue.check());
+        let Err(Error::NonFinite {
+            argument: "keys",
+            row: 0,
+        }) = refused
+        else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(*case.queue.to_host()?, before);
+    }
+    Ok(())
+}
+
+#[cfg(feature = "candle-cuda")]
+#[test]
+fn tensors_of_another_device_than_the_queue_s_are_refused() -> Anyway {
+    let [here, there] = &devices()[..] else {
+        panic!("the CPU and CUDA");
     };
-    let (queries, keys) = (case.queries.as_tensor(), case.keys.as_tensor());
-    let strided = queries.t()?.contiguous()?.t()?;
-    assert!(fails(&strided, keys).contains("`queries`: is not contiguous"));
-    assert!(fails(queries, &strided).contains("`keys`: is not contiguous"));
-    assert!(fails(&queries.to_dtype(DType::F64)?, keys).contains("`queries`: is F64"));
-    assert!(fails(queries, &keys.narrow(0, 0, 3)?).contains("`keys`: has shape [3, 24]"));
-    assert!(fails(&queries.flatten_all()?, keys).contains("`queries`: has shape [144]"));
-    let narrow = queries.narrow(1, 0, 8)?.contiguous()?;
-    assert!(fails(&narrow, &narrow).contains("dimension"));
-    let infinite = (queries / 0.0)?;
-    assert!(matches!(
-        own.forward(&infinite, keys, &case.queue, &case.draws),
-        Err(Error::NonFinite {
-            argument: "queries",
-            row: 0
-        })
-    ));
+    let (here, mut there) = (case(here), case(there));
+    let mut own = Loss::new(mochi());
+    let error = own.forward(&here.queries, &there.keys, &there.queue, &there.draws);
+    let message = error.expect_err("two devices").to_string();
+    assert!(
+        message.contains("`queries`: lies on another device"),
+        "{message}"
+    );
+    let error = there.queue.enqueue(&here.keys, None);
+    let message = error.expect_err("two devices").to_string();
+    assert!(
+        message.contains("`keys`: lies on another device"),
+        "{message}"
+    );
     Ok(())
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use cudarc::driver::DevicePtr;
 
+use super::device::Device;
+use crate::draws as host;
 use crate::error::{Error, Result, expect_length, whole_rows};
 
 /// The most rows of a batch: what a refused draw's place is written in has so many bits for its row.
@@ -164,5 +166,38 @@ impl Draws<'_> {
         let len = crate::error::elements("query_mixed", rows, query_mixed)?;
         expect_length("pick", given.pick.len(), len, "rows × query_mixed")?;
         expect_length("beta", given.beta.len(), len, "rows × query_mixed")
+    }
+}
+
+impl host::Draws {
+    /// Runs `with` on a copy of the draws in device memory.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Driver`], and those of `with`.
+    pub fn upload<R>(
+        &self,
+        device: &Device,
+        with: impl FnOnce(&Draws<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let given = match self {
+            Self::Seeded { seed, step } => {
+                let words = device.upload("seed and step", &[*seed, *step])?;
+                return with(&Draws::Seeded(&words));
+            }
+            Self::Given(given) => given,
+        };
+        let first = device.upload("first", &given.first)?;
+        let second = device.upload("second", &given.second)?;
+        let alpha = device.upload("alpha", &given.alpha)?;
+        let pick = device.upload("pick", &given.pick)?;
+        let beta = device.upload("beta", &given.beta)?;
+        // An upload of nothing still has room for something.
+        with(&Draws::Given(GivenDraws {
+            first: &first.slice(..given.first.len()),
+            second: &second.slice(..given.second.len()),
+            alpha: &alpha.slice(..given.alpha.len()),
+            pick: &pick.slice(..given.pick.len()),
+            beta: &beta.slice(..given.beta.len()),
+        }))
     }
 }

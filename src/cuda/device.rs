@@ -12,6 +12,7 @@ use cudarc::driver::{
     DeviceRepr, DriverError, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 use cudarc::nvrtc::Ptx;
+use libloading::Library;
 
 use super::IMAGES;
 use crate::error::{Error, Result, elements};
@@ -81,9 +82,7 @@ impl Device {
     /// no device has or a device older than compute capability 8.0, [`Error::Driver`] where the
     /// driver fails.
     pub fn new(ordinal: usize) -> Result<Self> {
-        // SAFETY: this loads libcuda.so, which runs no code that asks anything of us. Without it,
-        // every call of cudarc's would panic.
-        if !unsafe { sys::is_culib_present() } {
+        if !is_driver_present() {
             return Err(Error::NoDriver);
         }
         let count = match CudaContext::device_count() {
@@ -397,6 +396,15 @@ pub(super) fn expect_disjoint(
         }
     }
     Ok(())
+}
+
+/// Whether the driver can be loaded: without it, every call of cudarc's would panic. (cudarc has a
+/// function for this, but not where it links the driver, as candle makes it.)
+fn is_driver_present() -> bool {
+    ["libcuda.so", "libcuda.so.1", "nvcuda.dll"]
+        .iter()
+        // SAFETY: loading the driver runs no code that asks anything of us.
+        .any(|name| unsafe { Library::new(*name) }.is_ok())
 }
 
 /// The pointer of an argument that may be missing.

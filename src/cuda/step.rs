@@ -1,8 +1,8 @@
 //! The step: loss, gradient and diagnostics of a batch.
 
-use cudarc::driver::{CudaSlice, CudaView, DevicePtr};
+use cudarc::driver::{CudaView, DevicePtr};
 
-use super::batch::{Batch, Draws, GivenDraws};
+use super::batch::{Batch, Draws};
 use super::contrast::{Precision, check_rows};
 use super::device::{Device, Memory};
 use super::mix::{HeldDraws, check_dim, check_synthetics};
@@ -77,6 +77,12 @@ impl Step {
         self
     }
 
+    /// The device, with its stream.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The settings.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -131,34 +137,7 @@ impl Step {
         if let Some(labels) = &labels {
             there = there.with_labels(labels)?;
         }
-        match draws {
-            host::Draws::Seeded { seed, step } => {
-                let words = device.upload("seed and step", &[*seed, *step])?;
-                self.run(&there, queue, &Draws::Seeded(&words))?;
-            }
-            host::Draws::Given(given) => {
-                // An upload of nothing still has room for something.
-                let words = [&given.first, &given.second, &given.pick].map(|positions| {
-                    let slice = device.upload("draws", positions)?;
-                    Ok((slice, positions.len()))
-                });
-                let weights = [&given.alpha, &given.beta].map(|weights| {
-                    let slice = device.upload("draws", weights)?;
-                    Ok((slice, weights.len()))
-                });
-                let ([first, second, pick], [alpha, beta]) = (words, weights);
-                let (first, second, pick) = (first?, second?, pick?);
-                let (alpha, beta): ((CudaSlice<f32>, usize), _) = (alpha?, beta?);
-                let given = GivenDraws {
-                    first: &first.0.slice(..first.1),
-                    second: &second.0.slice(..second.1),
-                    alpha: &alpha.0.slice(..alpha.1),
-                    pick: &pick.0.slice(..pick.1),
-                    beta: &beta.0.slice(..beta.1),
-                };
-                self.run(&there, queue, &Draws::Given(given))?;
-            }
-        }
+        draws.upload(&device, |draws| self.run(&there, queue, draws))?;
         self.read()
     }
 

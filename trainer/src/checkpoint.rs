@@ -7,8 +7,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
-use hardmix::Queue;
+use candle_core::Tensor;
+use hardmix::candle::Queue;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
@@ -116,12 +116,13 @@ impl State {
             }
         }
         for (name, moments) in &self.optimiser.moments {
-            for (which, values) in [("first", &moments.first), ("second", &moments.second)] {
+            for (which, moment) in [("first", &moments.first), ("second", &moments.second)] {
                 let name = format!("optimiser.{which}.{name}");
-                tensors.push((name, Dtype::F32, vec![values.len()], little_endian(values)));
+                let values = moment.flatten_all()?.to_vec1::<f32>()?;
+                tensors.push((name, Dtype::F32, vec![values.len()], little_endian(&values)));
             }
         }
-        let queue = self.queue.to_safetensors()?;
+        let queue = self.queue.to_host()?.to_safetensors()?;
         tensors.push(("queue".to_owned(), Dtype::U8, vec![queue.len()], queue));
         let damaged = |reason: String| Error::Checkpoint {
             path: path.to_owned(),
@@ -188,7 +189,7 @@ impl State {
         ] {
             for (name, weight) in encoder.weights() {
                 let values = floats(&format!("{prefix}.{name}"), weight.dims())?;
-                Tensor::from_vec(values, weight.shape(), &Device::Cpu)
+                Tensor::from_vec(values, weight.shape(), weight.device())
                     .and_then(|values| weight.set(&values))
                     .map_err(|error| error.to_string())?;
             }
@@ -197,16 +198,22 @@ impl State {
         // Before the first step there are no moments.
         if header.step > 0 {
             for (name, weight) in self.encoder.weights() {
-                let count = [weight.elem_count()];
+                let moment = |which| {
+                    let name = format!("optimiser.{which}.{name}");
+                    let values = floats(&name, &[weight.elem_count()])?;
+                    Tensor::from_vec(values, weight.shape(), weight.device())
+                        .map_err(|error| error.to_string())
+                };
                 let moments = Moments {
-                    first: floats(&format!("optimiser.first.{name}"), &count)?,
-                    second: floats(&format!("optimiser.second.{name}"), &count)?,
+                    first: moment("first")?,
+                    second: moment("second")?,
                 };
                 self.optimiser.moments.insert(name.clone(), moments);
             }
         }
         let queue = file.tensor("queue").map_err(|error| error.to_string())?;
-        let queue = Queue::from_safetensors(queue.data()).map_err(|error| error.to_string())?;
+        let queue = hardmix::Queue::from_safetensors(queue.data());
+        let queue = queue.map_err(|error| error.to_string())?;
         let (rows, dim) = (self.queue.capacity(), self.queue.dim());
         if (queue.capacity(), queue.dim()) != (rows, dim) {
             let (found_rows, found_dim) = (queue.capacity(), queue.dim());
@@ -214,7 +221,7 @@ impl State {
                 "its queue is {found_rows}×{found_dim}; expected {rows}×{dim}"
             ));
         }
-        self.queue = queue;
+        self.queue = Queue::new(queue, self.queue.device()).map_err(|error| error.to_string())?;
         self.step = header.step;
         self.means = header.means;
         Ok(())

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 
 /// Which negatives a query is trained against.
@@ -125,6 +126,8 @@ pub struct TrainConfig {
     pub learning_rate_warm_up_steps: u64,
     /// The seed of everything random.
     pub seed: u64,
+    /// Where to train.
+    pub device: Device,
     /// Epochs between evaluations; 0 evaluates at the end only.
     pub evaluate_every: u64,
     /// Steps between checkpoints; one is also written at the end and on Ctrl-C.
@@ -159,6 +162,7 @@ impl Default for TrainConfig {
             weight_decay: 0.1,
             learning_rate_warm_up_steps: 200,
             seed: 0,
+            device: Device::Cpu,
             evaluate_every: 3,
             checkpoint_every: 200,
             log_every: 10,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::config::{EncoderKind, Method, QueryGradient, TrainConfig};
+use crate::device::Device;
 use crate::error::Result;
 
 /// The flags of `hardmix train`. Each setting's flag wins over the configuration file.
@@ -83,6 +84,9 @@ pub struct Settings {
     /// The seed of everything random
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Where to train [default: cpu]
+    #[arg(long)]
+    pub device: Option<Device>,
     /// Epochs between evaluations; 0 evaluates at the end only
     #[arg(long, value_name = "EPOCHS")]
     pub evaluate_every: Option<u64>,
@@ -129,6 +133,7 @@ impl Settings {
             learning_rate,
             weight_decay,
             seed,
+            device,
             evaluate_every,
             checkpoint_every,
             log_every

@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod compare;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod encoder;
 pub mod error;
 pub mod evaluate;

@@ -10,6 +10,7 @@ use hardmix::{Batch, Config, Draws, GivenDraws, Output, QueryGradient, Queue, Ro
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::checkpoint::replace;
+use crate::device::Device;
 use crate::error::{Error, Result};
 
 /// The flags of `hardmix loss`.
@@ -25,36 +26,20 @@ pub struct LossArgs {
     pub device: Device,
 }
 
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Device {
-    /// On the CPU
-    #[default]
-    Cpu,
-    /// On an NVIDIA GPU; needs a build with the feature `cuda`
-    Cuda,
-}
-
 /// Computes the case and writes or prints the result.
 ///
 /// # Errors
 /// [`Error::Data`] for a case that is not one, [`Error::Loss`] for values that the loss refuses,
 /// [`Error::Io`] for a file that cannot be read or written. No file is written then.
 pub fn run(args: &LossArgs) -> Result<()> {
-    if args.device == Device::Cuda && cfg!(not(feature = "cuda")) {
-        return Err(Error::Setting {
-            setting: "--device",
-            value: "cuda".into(),
-            expected: "cpu in this build: cuda needs one with the feature `cuda`".into(),
-        });
-    }
+    let device = args.device.expect_built(cfg!(feature = "cuda"), "cuda")?;
     let bytes = fs::read(&args.case).map_err(Error::io("read", &args.case))?;
     let wrong = |reason: String| Error::Data {
         path: args.case.clone(),
         reason,
     };
     let case = Case::read(&bytes).map_err(wrong)?;
-    let output = case.compute(args.device)?;
+    let output = case.compute(device)?;
     // A loss that is not a number is an error that names the row, never a result.
     let loss = output.loss()?;
     match &args.out {

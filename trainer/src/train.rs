@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use hardmix::candle::Loss;
-use hardmix::{DType, Draws, NO_LABEL, Queue};
+use candle_core::{Device, Tensor};
+use hardmix::candle::{Loss, Queue};
+use hardmix::{DType, Draws, NO_LABEL};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::{self, Normalisation, ViewKey};
@@ -29,6 +30,8 @@ pub struct Summary {
     pub steps: u64,
     /// The final evaluation; none where the run was interrupted.
     pub result: Option<ResultLine>,
+    /// What a step of this process took.
+    pub time: StepTime,
 }
 
 /// Trains by `config` into the folder `run`, which must not hold a run yet, and writes the report.
@@ -99,6 +102,52 @@ pub fn train_or_resume(
     resume(run, interrupt)
 }
 
+/// What training took, by the clock.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct StepTime {
+    steps: u64,
+    total: f64,
+    timed_steps: u64,
+    timed_total: f64,
+    loss: f64,
+}
+
+impl StepTime {
+    fn add(&mut self, total: f64, timed: Option<Timed>) {
+        self.steps += 1;
+        self.total += total;
+        if let Some(Timed { step, loss }) = timed {
+            self.timed_steps += 1;
+            self.timed_total += step;
+            self.loss += loss;
+        }
+    }
+
+    /// Seconds of a step, data included; none where there was none.
+    #[must_use]
+    pub fn step_seconds(&self) -> Option<f64> {
+        (self.steps > 0).then(|| self.total / self.steps as f64)
+    }
+
+    /// The part of a step that is spent in the loss and its gradient.
+    #[must_use]
+    pub fn loss_share(&self) -> Option<f64> {
+        (self.timed_steps > 0).then(|| self.loss / self.timed_total)
+    }
+
+    /// Seconds of all steps spent in the loss, from those that were timed apart.
+    fn loss_seconds(&self) -> f64 {
+        self.loss * self.steps as f64 / self.timed_steps.max(1) as f64
+    }
+}
+
+/// Seconds of one step that was timed apart: all of it, and the loss with its gradient.
+#[derive(Debug, Clone, Copy)]
+struct Timed {
+    step: f64,
+    loss: f64,
+}
+
 /// A sum and how many were added.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 struct Mean {
@@ -153,20 +202,13 @@ impl EpochMeans {
     }
 }
 
-/// Wall-clock sums of the epoch, which no checkpoint keeps.
-#[derive(Debug, Clone, Copy, Default)]
-struct EpochSeconds {
-    steps: u64,
-    total: f64,
-    loss: f64,
-}
-
 struct Trainer {
     config: TrainConfig,
     folder: RunFolder,
     data: Dataset,
     normalisation: Normalisation,
     encoder_kind: EncoderKind,
+    device: Device,
     loss: Loss,
     loss_config: hardmix::Config,
     state: State,
@@ -181,7 +223,7 @@ const QUEUE_SEED: u64 = 0x9E37_79B9_7F4A_7C15;
 impl Trainer {
     fn new(config: &TrainConfig, folder: RunFolder) -> Result<Self> {
         let config = config.absolute()?;
-        let loss_config = config.loss()?;
+        let (loss_config, device) = (config.loss()?, config.device.candle()?);
         let data = Dataset::load(&config)?;
         let gray = data.train.shape.channels == 1;
         let default = if gray {
@@ -195,21 +237,24 @@ impl Trainer {
             data.train.shape,
             config.embedding,
             config.seed,
+            &device,
         )?;
         let queue_seed = config.seed ^ QUEUE_SEED;
+        let (rows, dim) = (config.queue, config.embedding);
+        let queue = hardmix::Queue::random(rows, dim, DType::F32, queue_seed)?;
         let state = State {
             step: 0,
             momentum_encoder: encoder.copied()?,
             encoder,
             optimiser: AdamW::default(),
-            queue: Queue::random(config.queue, config.embedding, DType::F32, queue_seed)?
-                .with_labels(vec![NO_LABEL; config.queue])?,
+            queue: Queue::new(queue.with_labels(vec![NO_LABEL; config.queue])?, &device)?,
             means: EpochMeans::default(),
         };
         Ok(Self {
             folder,
             normalisation: Normalisation::of(&data.train),
             encoder_kind,
+            device,
             loss: Loss::new(loss_config.clone()),
             loss_config,
             state,
@@ -238,19 +283,26 @@ impl Trainer {
             self.write_start(&mut metrics)?;
         }
         let progress = Progress::new(self.steps(), self.state.step);
-        let mut seconds = EpochSeconds::default();
+        let (mut of_epoch, mut of_run) = (StepTime::default(), StepTime::default());
         let mut result = None;
         while self.state.step < self.steps() && !interrupt.load(Ordering::SeqCst) {
-            let line = self.step()?;
-            progress.step(&line);
-            seconds.steps += 1;
-            seconds.total += line.step_seconds;
-            seconds.loss += line.loss_seconds;
-            if self.sampled(line.step) {
-                metrics.write(&Line::Step(line))?;
-            }
+            let began = Instant::now();
+            let (line, timed) = self.step()?;
             let last = self.state.step == self.steps();
-            if self.state.step.is_multiple_of(self.steps_per_epoch) {
+            let epoch_ends = self.state.step.is_multiple_of(self.steps_per_epoch);
+            if epoch_ends {
+                self.device.synchronize()?;
+            }
+            for time in [&mut of_epoch, &mut of_run] {
+                time.add(began.elapsed().as_secs_f64(), timed);
+            }
+            if let Some(line) = line {
+                progress.step(&line);
+                if self.sampled(line.step) {
+                    metrics.write(&Line::Step(line))?;
+                }
+            }
+            if epoch_ends {
                 let began = Instant::now();
                 let epoch = self.state.step / self.steps_per_epoch;
                 let due = self.config.evaluate_every > 0
@@ -262,10 +314,10 @@ impl Trainer {
                     Some(result) => Some(result.knn),
                     None => due.then(|| self.knn(&self.state.encoder)).transpose()?,
                 };
-                let line = self.epoch_line(seconds, knn, began.elapsed().as_secs_f64());
+                let line = self.epoch_line(of_epoch, knn, began.elapsed().as_secs_f64());
                 metrics.write(&Line::Epoch(line))?;
                 self.state.means = EpochMeans::default();
-                seconds = EpochSeconds::default();
+                of_epoch = StepTime::default();
             }
             let interrupted = interrupt.load(Ordering::SeqCst);
             if last || interrupted || self.state.step.is_multiple_of(self.config.checkpoint_every) {
@@ -288,6 +340,7 @@ impl Trainer {
         Ok(Summary {
             steps: self.state.step,
             result,
+            time: of_run,
         })
     }
 
@@ -323,7 +376,7 @@ impl Trainer {
             let began = Instant::now();
             let knn = Some(self.knn(&self.state.encoder)?);
             let seconds = began.elapsed().as_secs_f64();
-            let line = self.epoch_line(EpochSeconds::default(), knn, seconds);
+            let line = self.epoch_line(StepTime::default(), knn, seconds);
             metrics.write(&Line::Epoch(line))?;
         }
         Ok(())
@@ -336,10 +389,23 @@ impl Trainer {
 
     /// One step, in MoCo's order: momentum update, keys, loss against the old queue, optimiser,
     /// enqueue.
-    fn step(&mut self) -> Result<StepLine> {
-        let began = Instant::now();
+    ///
+    /// Away from the CPU the host only puts the work on the device's stream. It waits where a line is
+    /// due, and in the step after it, which is timed because it measures nothing.
+    fn step(&mut self) -> Result<(Option<StepLine>, Option<Timed>)> {
         let (step, batch) = (self.state.step, self.config.batch);
         let sampled = self.sampled(step + 1);
+        let on_cpu = self.device.is_cpu();
+        let counts = on_cpu || !sampled || self.config.log_every == 1;
+        let waits = sampled || self.sampled(step);
+        let device = self.device.clone();
+        let now = || -> Result<Instant> {
+            if waits {
+                device.synchronize()?;
+            }
+            Ok(Instant::now())
+        };
+        let began = now()?;
         let epoch = step / self.steps_per_epoch;
         if self.order.0 != epoch {
             self.order = (
@@ -371,15 +437,16 @@ impl Trainer {
         let keys = momentum_encoder.embed(&view(1)?, Mode::Inference)?;
         let queries = encoder.embed(&view(0)?, Mode::Training)?;
 
-        let loss_began = Instant::now();
+        let labels = Tensor::from_vec(labels, batch, &self.device)?;
+        let loss_began = now()?;
         let warm_up = epoch < self.config.warm_up_epochs;
         self.loss
             .set_config(loss_settings(&self.loss_config, warm_up, sampled));
         let draws = Draws::seeded(self.config.seed, step)?;
-        let (loss, output) = self
+        let loss = self
             .loss
             .forward_with_labels(&queries, &keys, &labels, queue, &draws)?;
-        let loss_seconds = loss_began.elapsed().as_secs_f64();
+        let loss_seconds = (now()? - loss_began).as_secs_f64();
 
         let gradients = loss.backward()?;
         let steps = self.config.epochs * self.steps_per_epoch;
@@ -395,13 +462,22 @@ impl Trainer {
             rate,
             self.config.weight_decay,
         )?;
-        queue.enqueue(&keys.flatten_all()?.to_vec1::<f32>()?, Some(&labels))?;
+        queue.enqueue(&keys, Some(&labels))?;
+        self.state.step += 1;
+        let step_seconds = (now()? - began).as_secs_f64();
+        let timed = (on_cpu || waits && counts).then_some(Timed {
+            step: step_seconds,
+            loss: loss_seconds,
+        });
+        if !(on_cpu || sampled) {
+            return Ok((None, timed));
+        }
 
+        self.state.queue.check()?;
+        let output = self.loss.output()?;
         let loss = f64::from(output.loss()?);
         self.state.means.add(loss, &output.metrics);
-        self.state.step += 1;
-        let step_seconds = began.elapsed().as_secs_f64();
-        Ok(StepLine {
+        let line = StepLine {
             step: self.state.step,
             epoch: step as f64 / self.steps_per_epoch as f64,
             loss,
@@ -413,10 +489,11 @@ impl Trainer {
             images_per_second: batch as f64 / step_seconds,
             loss_seconds,
             step_seconds,
-        })
+        };
+        Ok((Some(line), timed))
     }
 
-    fn epoch_line(&self, time: EpochSeconds, knn: Option<f64>, evaluation: f64) -> EpochLine {
+    fn epoch_line(&self, time: StepTime, knn: Option<f64>, evaluation: f64) -> EpochLine {
         let means = &self.state.means;
         let by_rank = means
             .matching_probability
@@ -440,7 +517,7 @@ impl Trainer {
             query_mixed_harder: means.query_mixed_harder.get(),
             knn,
             seconds: time.total,
-            loss_seconds: time.loss,
+            loss_seconds: time.loss_seconds(),
             images_per_second: if images > 0 {
                 images as f64 / time.total
             } else {
@@ -466,6 +543,7 @@ impl Trainer {
             shape,
             self.config.embedding,
             self.config.seed,
+            &self.device,
         )?;
         let score = |bank: &Features<'_>, test: &Features<'_>| {
             let nearest = evaluate::nearest(bank, test);
@@ -532,6 +610,10 @@ pub fn run(args: &crate::flags::TrainArgs, interrupt: &AtomicBool) -> Result<()>
         }
     };
     let folder = RunFolder::new(run);
+    if let (Some(seconds), Some(share)) = (summary.time.step_seconds(), summary.time.loss_share()) {
+        let (milliseconds, percent) = (1e3 * seconds, 1e2 * share);
+        println!("{milliseconds:.2} ms a step, {percent:.1} % of it in the loss");
+    }
     match summary.result {
         Some(result) => {
             let line = |name: &str, trained: f64, raw: f64, untrained: f64| {
