@@ -395,7 +395,7 @@ fn unfit_tensors_are_errors_by_name() -> Anyway {
                 .expect_err("unfit")
                 .to_string()
         };
-        let double = queries.to_dtype(DType::F64)?;
+        let double = Tensor::zeros((ROWS, DIM), DType::F64, &device)?;
         let few = keys.narrow(0, 0, 3)?;
         let narrow = queries.narrow(1, 0, 8)?.contiguous()?;
         let flat = queries.flatten_all()?;
@@ -491,5 +491,43 @@ fn tensors_of_another_device_than_the_queue_s_are_refused() -> Anyway {
         message.contains("`keys`: lies on another device"),
         "{message}"
     );
+    Ok(())
+}
+
+/// How often this thread has waited for the device, by softgpu's count; a GPU's driver has none.
+/// (Linked, softgpu would be the driver itself, in the place of the machine's.)
+#[cfg(feature = "candle-cuda")]
+fn waits() -> Option<u64> {
+    // SAFETY: the driver is loaded already, and softgpu's function of this name has this type.
+    unsafe {
+        let driver = libloading::Library::new("libcuda.so.1").expect("the driver");
+        let count = driver.get::<extern "C" fn() -> u64>("softgpu_waits").ok()?;
+        Some(count())
+    }
+}
+
+/// Everything that a trainer does with the library in a step, backward included.
+#[cfg(feature = "candle-cuda")]
+#[test]
+fn a_step_on_cuda_never_waits_for_the_device() -> Anyway {
+    let device = Device::new_cuda(0)?;
+    let mut case = case(&device);
+    let labels = Tensor::zeros(ROWS, DType::U32, &device)?;
+    let mut own = Loss::new(mochi());
+    let mut step = |number| -> Anyway<Tensor> {
+        let draws = Draws::seeded(7, number)?;
+        let (queries, keys) = (&case.queries, &case.keys);
+        let loss = own.forward_with_labels(queries, keys, &labels, &case.queue, &draws)?;
+        let gradient = loss.backward()?.remove(queries).expect("a gradient");
+        case.queue.enqueue(keys, Some(&labels))?;
+        Ok(gradient)
+    };
+    // The first makes room, and the labels of a queue that had none.
+    step(0)?;
+    let before = waits();
+    let gradient = step(1)?;
+    assert_eq!(waits(), before);
+    gradient.flatten_all()?.to_vec1::<f32>()?;
+    assert!(before.is_none() || waits() > before, "what is read counts");
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! two copies, each with its own statics. The public functions here therefore call the loaded
 //! copy, through symbols that it exports.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::{c_char, c_int};
 use std::io::Write;
@@ -26,6 +26,7 @@ static LAST_REPORT: Mutex<String> = Mutex::new(String::new());
 
 thread_local! {
     static LAUNCHES: RefCell<VecDeque<(Arc<str>, Counters)>> = const { RefCell::new(VecDeque::new()) };
+    static WAITS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// `SOFTGPU_UNCHECKED`, `SOFTGPU_STEP_LIMIT` and `SOFTGPU_SCHEDULE`, for programs that nobody
@@ -173,6 +174,16 @@ unsafe extern "C" fn softgpu_last_report(buffer: *mut c_char, room: usize) -> us
 /// Takes the oldest remembered launch of this thread; returns the length of its kernel's name, or
 /// -1 if there is none.
 ///
+/// Counts a call that makes the thread wait for the device's work.
+pub(crate) fn count_wait() {
+    WAITS.set(WAITS.get() + 1);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn softgpu_waits() -> u64 {
+    WAITS.get()
+}
+
 /// # Safety
 /// `buffer` has `room` writable bytes, or `room` is 0; `counters` is writable.
 #[unsafe(no_mangle)]
@@ -261,6 +272,14 @@ pub fn take_launches() -> Vec<(String, Counters)> {
         let name = &name[..len.min(name.len() - 1)];
         launches.push((String::from_utf8_lossy(name).into_owned(), counters));
     }
+}
+
+/// How often this thread has waited for the device's work so far: copies to the host's memory, and
+/// synchronisations of a stream, an event or the context.
+pub fn waits() -> u64 {
+    // SAFETY: the exported function above has this type.
+    let waits = unsafe { symbol::<extern "C" fn() -> u64>(c"softgpu_waits") };
+    waits()
 }
 
 /// What the last launch of this thread did, of those that nobody asked for yet.

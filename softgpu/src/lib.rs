@@ -28,5 +28,6 @@ mod warp;
 
 pub use control::{
     counters, last_report, set_check, set_schedule, set_step_limit, set_unchecked, take_launches,
+    waits,
 };
 pub use install::{Device, InstallError, install};

@@ -57,6 +57,35 @@ fn integer_arithmetic() {
     }
 }
 
+#[test]
+fn sums_and_products_in_several_words() {
+    let Some(gpu) = Gpu::load("arithmetic") else {
+        return;
+    };
+    let mut random = Random::new(9);
+    let (mut a, mut b) = (random.words(4 * 200), random.words(4 * 200));
+    // Carries that run through all words, and none.
+    a[..12].copy_from_slice(&[!0, !0, !0, !0, 0, 0, 0, 0, !0, !0, !0, 1 << 31]);
+    b[..12].copy_from_slice(&[1, 0, 0, 0, 1, 0, 0, 0, !0, !0, !0, 1 << 31]);
+    let output = gpu.unwritten::<u32>(200 * 12);
+    launch!(gpu, "carries", flat(2, 128); &gpu.upload(&a), &gpu.upload(&b), &output, &200u32);
+    let found = gpu.download(&output);
+    let number = |words: &[u32]| {
+        let words = words.iter().rev();
+        words.fold(0u128, |sum, &word| sum << 32 | u128::from(word))
+    };
+    for (i, found) in found.chunks_exact(12).enumerate() {
+        let (x, y) = (number(&a[4 * i..][..4]), number(&b[4 * i..][..4]));
+        let (low_x, low_y) = (u128::from(x as u64), u128::from(y as u64));
+        let expected = [x.wrapping_add(y), x.wrapping_sub(y), low_x * low_y];
+        assert_eq!(
+            [0, 4, 8].map(|at| number(&found[at..][..4])),
+            expected,
+            "{x:#x}, {y:#x}"
+        );
+    }
+}
+
 /// The place of the lowest bit that is set, from 1; 0 without one.
 fn first_set(x: u64) -> u32 {
     if x == 0 { 0 } else { x.trailing_zeros() + 1 }

@@ -44,9 +44,12 @@ fn a_kernel_runs() {
     let b = stream.clone_htod(&vec![5u32; 1000]).unwrap();
     let mut out = stream.alloc_zeros::<u32>(1000).unwrap();
     softgpu::take_launches();
+    let waits = softgpu::waits();
     add(&stream, &mut out, &a, &b, 999).unwrap();
+    assert_eq!(softgpu::waits(), waits);
     let expected: Vec<u32> = (5..1004).chain([0]).collect();
     assert_eq!(stream.clone_dtoh(&out).unwrap(), expected);
+    assert!(softgpu::waits() > waits);
     let launches = softgpu::take_launches();
     let [(name, counters)] = launches.as_slice() else {
         panic!("{launches:?}")

@@ -35,7 +35,7 @@ pub struct Queue {
 pub(super) enum Place {
     Cpu(crate::Queue),
     #[cfg(feature = "candle-cuda")]
-    Cuda(OnCuda),
+    Cuda(Box<OnCuda>),
 }
 
 /// A queue in device memory, with the kernels and the stream for it.
@@ -60,11 +60,11 @@ impl Queue {
             #[cfg(feature = "candle-cuda")]
             Device::Cuda(candle) => {
                 let device = crate::cuda::Device::on(candle.cuda_stream())?;
-                Place::Cuda(OnCuda {
+                Place::Cuda(Box::new(OnCuda {
                     queue: crate::cuda::Queue::from_host(&device, &queue)?,
                     device,
                     candle: candle.clone(),
-                })
+                }))
             }
             other => {
                 return Err(Error::OutOfRange {
@@ -136,9 +136,10 @@ impl Queue {
                 }
             }),
             #[cfg(feature = "candle-cuda")]
-            Place::Cuda(OnCuda { queue, device, .. }) => {
+            Place::Cuda(on) => {
                 use super::tensor::device_slice;
                 use cudarc::driver::DevicePtr;
+                let OnCuda { queue, device, .. } = &mut **on;
                 device_slice("keys", keys, |keys| {
                     let mut put = |labels: Option<&dyn DevicePtr<u32>>| match normalise {
                         true => queue.enqueue_normalised(device, keys, labels),
@@ -162,7 +163,7 @@ impl Queue {
         match &mut self.place {
             Place::Cpu(_) => Ok(()),
             #[cfg(feature = "candle-cuda")]
-            Place::Cuda(OnCuda { queue, device, .. }) => queue.check(device),
+            Place::Cuda(on) => on.queue.check(&on.device),
         }
     }
 
@@ -174,7 +175,7 @@ impl Queue {
         match &self.place {
             Place::Cpu(queue) => Ok(Cow::Borrowed(queue)),
             #[cfg(feature = "candle-cuda")]
-            Place::Cuda(OnCuda { queue, device, .. }) => Ok(Cow::Owned(queue.to_host(device)?)),
+            Place::Cuda(on) => Ok(Cow::Owned(on.queue.to_host(&on.device)?)),
         }
     }
 
@@ -206,7 +207,7 @@ impl Queue {
         match &self.place {
             Place::Cpu(queue) => queue.capacity(),
             #[cfg(feature = "candle-cuda")]
-            Place::Cuda(OnCuda { queue, .. }) => queue.capacity(),
+            Place::Cuda(on) => on.queue.capacity(),
         }
     }
 
@@ -216,7 +217,7 @@ impl Queue {
         match &self.place {
             Place::Cpu(queue) => queue.dim(),
             #[cfg(feature = "candle-cuda")]
-            Place::Cuda(OnCuda { queue, .. }) => queue.dim(),
+            Place::Cuda(on) => on.queue.dim(),
         }
     }
 

@@ -274,6 +274,7 @@ entry! {
     /// Waits for all work.
     fn cuCtxSynchronize() {
         let context = current()?;
+        crate::control::count_wait();
         context.legacy.synchronize()?;
         driver().streams.all().iter().for_each(|stream| stream.synchronize_unless_capturing());
         driver().check_sound()

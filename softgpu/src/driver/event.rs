@@ -173,6 +173,7 @@ entry! {
     /// Waits for the marked work.
     fn cuEventSynchronize(handle: Handle) {
         context::current()?;
+        crate::control::count_wait();
         if let Some(record) = driver().events.get(handle)?.recording()? {
             record.wait().teach_host();
         }

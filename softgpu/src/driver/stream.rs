@@ -225,6 +225,7 @@ entry! {
     /// Waits for all work of the stream.
     fn cuStreamSynchronize(handle: Handle) {
         let (_, stream) = working_stream(handle)?;
+        crate::control::count_wait();
         stream.synchronize()?;
         driver().check_sound()
     }

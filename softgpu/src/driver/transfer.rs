@@ -242,6 +242,9 @@ fn copy_rows(what: &str, when: When, copy: Copy) -> CuResult {
         .check(what, extent(copy.from_pitch).ok_or(CuError::INVALID_VALUE)?)?;
     // A device-to-device copy returns at once even where the API calls it synchronous; the clocks
     // of the default stream order it all the same.
+    if matches!(copy.to, Place::Host(_)) {
+        crate::control::count_wait();
+    }
     let pageable = copy.to.is_pageable() || copy.from.is_pageable();
     submit(when, Work::Copy(copy), pageable)
 }

@@ -31,6 +31,7 @@ macro_rules! bits {
 }
 
 mod bitwise;
+mod carry;
 mod comparison;
 mod float;
 mod movement;
@@ -50,10 +51,11 @@ impl Lowering<'_> {
         operands: &[Operand],
     ) -> Result<Action> {
         let action = match opcode.base {
+            "addc" | "subc" | "madc" => self.carrying(opcode, operands)?,
+            "add" | "sub" | "mad" if opcode.has("cc") => self.carrying(opcode, operands)?,
             "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "abs"
             | "neg" | "mul24" | "mad24" | "sad" => self.number(opcode, operands)?,
             "add3" => None,
-            "addc" | "subc" | "madc" => None,
             "and" | "or" | "xor" | "not" | "cnot" | "lop3" | "shl" | "shr" | "shf" | "prmt"
             | "bfe" | "bfi" | "bfind" | "brev" | "popc" | "clz" | "bmsk" | "szext" | "fns" => {
                 self.bitwise(opcode, operands)?

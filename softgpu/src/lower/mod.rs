@@ -219,6 +219,8 @@ pub(crate) struct Lowering<'a> {
     pub(crate) discard: [u32; 3],
     /// A predicate that is always true.
     pub(crate) truth: u32,
+    /// The predicate that is the condition code's carry.
+    carry: u32,
 }
 
 impl<'a> Lowering<'a> {
@@ -226,7 +228,7 @@ impl<'a> Lowering<'a> {
         let mut code = Code::default();
         code.registers.narrow.push([0; 32]);
         code.registers.wide.push([0; 32]);
-        code.registers.predicates.extend([0, !0]);
+        code.registers.predicates.extend([0, !0, 0]);
         Self {
             functions,
             code,
@@ -240,6 +242,7 @@ impl<'a> Lowering<'a> {
             source: None,
             discard: [0; 3],
             truth: 1,
+            carry: 2,
         }
     }
 

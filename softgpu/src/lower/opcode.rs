@@ -130,6 +130,11 @@ impl<'a> Opcode<'a> {
         }
     }
 
+    /// Whether a modifier is there.
+    pub(crate) fn has(&self, modifier: &str) -> bool {
+        self.modifiers.contains(&modifier)
+    }
+
     /// Takes a modifier; whether it was there.
     pub(crate) fn take(&mut self, modifier: &str) -> bool {
         let found = self.modifiers.iter().position(|found| *found == modifier);

@@ -74,6 +74,25 @@ pub fn add(a: f32, b: f32, rounding: Rounding) -> f32 {
     }
 }
 
+/// `add.rz.f64`: the exact sum, cut off.
+#[must_use]
+pub fn add_toward_zero(a: f64, b: f64) -> f64 {
+    let sum = a + b;
+    if sum.is_infinite() && a.is_finite() && b.is_finite() {
+        return f64::MAX.copysign(sum);
+    }
+    if !sum.is_finite() {
+        return sum;
+    }
+    // What the nearest sum leaves out, exactly (Knuth, TAOCP 2, 4.2.2, Theorem B).
+    let of_b = sum - a;
+    let rest = (a - (sum - of_b)) + (b - of_b);
+    if rest != 0.0 && rest.is_sign_negative() != sum.is_sign_negative() {
+        return f64::from_bits(sum.to_bits() - 1);
+    }
+    sum
+}
+
 /// `mul.f32`.
 #[must_use]
 pub fn mul(a: f32, b: f32, rounding: Rounding) -> f32 {
@@ -257,6 +276,27 @@ mod tests {
                 .wrapping_add(1442695040888963407);
             (state >> 32) as u32
         })
+    }
+
+    #[test]
+    fn a_sum_of_f64_is_cut_off() {
+        let ulp = f64::EPSILON;
+        for (a, b, expected) in [
+            (1.0, ulp / 4.0, 1.0),
+            (1.0, ulp * 0.75, 1.0),
+            (1.0, -ulp / 8.0, 1.0 - ulp / 2.0),
+            (-1.0, -ulp * 0.75, -1.0),
+            (-1.0, ulp / 8.0, -1.0 + ulp / 2.0),
+            (1.5, 2.25, 3.75),
+            (f64::MAX, f64::MAX, f64::MAX),
+            (f64::MIN, f64::MIN, f64::MIN),
+            (f64::INFINITY, 1.0, f64::INFINITY),
+            (f64::MIN_POSITIVE, -f64::MIN_POSITIVE, 0.0),
+        ] {
+            let sum = add_toward_zero(a, b);
+            assert_eq!(sum.to_bits(), expected.to_bits(), "{a:e} + {b:e} = {sum:e}");
+        }
+        assert!(add_toward_zero(f64::INFINITY, f64::NEG_INFINITY).is_nan());
     }
 
     /// f32 values whose exponents lie close together, so that sums have something to round.

@@ -39,7 +39,12 @@ impl Parser<'_> {
             return Ok(());
         }
         match word {
-            ".reg" => self.registers(out),
+            ".reg" => {
+                let class = self.word()?.trim_start_matches('.');
+                self.registers(class, out)
+            }
+            // As inline assembly in NVIDIA's headers writes it, without a space.
+            _ if word.starts_with(".reg.") => self.registers(&word[".reg.".len()..], out),
             ".local" | ".shared" | ".param" | ".global" | ".const" => {
                 self.at = start;
                 self.variables(false, &mut |variable| {
@@ -88,8 +93,7 @@ impl Parser<'_> {
         }
     }
 
-    fn registers(&mut self, out: &mut Vec<Statement>) -> Result<()> {
-        let class = self.word()?.trim_start_matches('.').to_owned();
+    fn registers(&mut self, class: &str, out: &mut Vec<Statement>) -> Result<()> {
         loop {
             let name = self.word()?.to_owned();
             let count = if self.accept('<') {
@@ -103,7 +107,7 @@ impl Parser<'_> {
                 None
             };
             out.push(Statement::Register {
-                class: class.clone(),
+                class: class.to_owned(),
                 name,
                 count,
             });

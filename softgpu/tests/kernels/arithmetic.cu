@@ -148,3 +148,37 @@ KERNEL packed(const __half2* h, const __nv_bfloat162* b, __half2* hs, __nv_bfloa
   p[6] = __floats2bfloat162_rn(__low2float(u) * 1.01f, __high2float(v) / 3);
   p[7] = __halves2bfloat162(__float2bfloat16_rz(__low2float(v) * 1.01f), __high2bfloat16(u));
 }
+
+// Sums of four words and a product of two by the carry: a + b, a - b, and a.xy · b.xy.
+extern "C" __global__ void carries(const uint4* a, const uint4* b, uint4* out, unsigned n) {
+    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const uint4 x = a[i], y = b[i];
+    uint4 sum, difference, product;
+    asm("add.cc.u32 %0, %4, %8;\n\t"
+        "addc.cc.u32 %1, %5, %9;\n\t"
+        "addc.cc.u32 %2, %6, %10;\n\t"
+        "addc.u32 %3, %7, %11;"
+        : "=&r"(sum.x), "=&r"(sum.y), "=&r"(sum.z), "=&r"(sum.w)
+        : "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(y.x), "r"(y.y), "r"(y.z), "r"(y.w));
+    asm("sub.cc.u32 %0, %4, %8;\n\t"
+        "subc.cc.u32 %1, %5, %9;\n\t"
+        "subc.cc.u32 %2, %6, %10;\n\t"
+        "subc.u32 %3, %7, %11;"
+        : "=&r"(difference.x), "=&r"(difference.y), "=&r"(difference.z), "=&r"(difference.w)
+        : "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(y.x), "r"(y.y), "r"(y.z), "r"(y.w));
+    asm("mul.lo.u32 %0, %4, %6;\n\t"
+        "mul.hi.u32 %1, %4, %6;\n\t"
+        "mad.lo.cc.u32 %1, %4, %7, %1;\n\t"
+        "madc.hi.u32 %2, %4, %7, 0;\n\t"
+        "mad.lo.cc.u32 %1, %5, %6, %1;\n\t"
+        "madc.hi.cc.u32 %2, %5, %6, %2;\n\t"
+        "addc.u32 %3, 0, 0;\n\t"
+        "mad.lo.cc.u32 %2, %5, %7, %2;\n\t"
+        "madc.hi.u32 %3, %5, %7, %3;"
+        : "=&r"(product.x), "=&r"(product.y), "=&r"(product.z), "=&r"(product.w)
+        : "r"(x.x), "r"(x.y), "r"(y.x), "r"(y.y));
+    out[3 * i] = sum;
+    out[3 * i + 1] = difference;
+    out[3 * i + 2] = product;
+}

@@ -121,10 +121,15 @@ impl Lowering<'_> {
     ) -> Result<Option<Action>> {
         let base = opcode.base;
         let rounding = opcode.take_any(&ROUNDINGS).unwrap_or(Rounding::NearestEven);
-        if rounding != Rounding::NearestEven {
-            return Ok(None);
-        }
         let kind = Type::F64;
+        match rounding {
+            Rounding::NearestEven => {}
+            Rounding::Zero if base == "add" => {
+                let r = self.registers(opcode, operands, [kind; 3])?;
+                return Ok(Some(binary(r, arithmetic::add_toward_zero)));
+            }
+            _ => return Ok(None),
+        }
         Ok(Some(match base {
             "abs" => unary(self.registers(opcode, operands, [kind; 2])?, f64::abs),
             "neg" => unary(self.registers(opcode, operands, [kind; 2])?, |a: f64| -a),
