@@ -97,6 +97,19 @@ impl Config {
     /// [`Error::NothingToMix`] for `hardest` = 0 with any synthetic negative, and
     /// [`Error::OutOfRange`] for counts that do not fit 32 bits (the draws' index, method's Philox).
     pub fn mochi(hardest: usize, mixed: usize, query_mixed: usize) -> Result<Self> {
+        Self::moco().with_negatives(hardest, mixed, query_mixed)
+    }
+
+    /// With other N, s and s′.
+    ///
+    /// # Errors
+    /// As [`Config::mochi`].
+    pub fn with_negatives(
+        mut self,
+        hardest: usize,
+        mixed: usize,
+        query_mixed: usize,
+    ) -> Result<Self> {
         if hardest == 0 && (mixed > 0 || query_mixed > 0) {
             return Err(Error::NothingToMix { mixed, query_mixed });
         }
@@ -113,12 +126,10 @@ impl Config {
                 });
             }
         }
-        Ok(Self {
-            hardest,
-            mixed,
-            query_mixed,
-            ..Self::moco()
-        })
+        self.hardest = hardest;
+        self.mixed = mixed;
+        self.query_mixed = query_mixed;
+        Ok(self)
     }
 
     paper! {
@@ -197,11 +208,8 @@ impl Config {
     /// 200 epochs on ImageNet-100 and for 15 on ImageNet-1K.
     #[must_use]
     pub fn warm_up(&self) -> Self {
-        Self {
-            mixed: 0,
-            query_mixed: 0,
-            ..self.clone()
-        }
+        let plain = self.clone().with_negatives(self.hardest, 0, 0);
+        plain.expect("N is one that was taken before")
     }
 
     /// τ.

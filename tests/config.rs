@@ -135,3 +135,20 @@ fn a_temperature_that_is_not_positive_and_finite_is_refused() {
         assert!(Config::moco().with_temperature(good).is_ok(), "{good}");
     }
 }
+
+#[test]
+fn other_negatives_keep_all_else() {
+    let config = Config::mochi(16, 8, 4)
+        .unwrap()
+        .with_temperature(0.07)
+        .unwrap()
+        .with_reduction(hardmix::Reduction::Sum)
+        .with_matching_probability(true);
+    let other = config.clone().with_negatives(32, 0, 9).unwrap();
+    assert_eq!(
+        (other.hardest(), other.mixed(), other.query_mixed()),
+        (32, 0, 9)
+    );
+    assert_eq!(other.with_negatives(16, 8, 4).unwrap(), config);
+    assert!(config.with_negatives(0, 1, 0).is_err());
+}

@@ -248,20 +248,39 @@ hardmix_status hardmix_cuda_plan_create(const hardmix_cuda_device *device,
 hardmix_status hardmix_cuda_plan_set(hardmix_cuda_plan *plan, const hardmix_plan *settings);
 void hardmix_cuda_plan_free(hardmix_cuda_plan *plan);
 
-/* Where results go, in device memory: what is NULL is not wanted. No two may overlap. */
+/* As hardmix_draws, in device memory, where the caller can advance the step. */
+typedef struct hardmix_cuda_draws {
+    const uint64_t *seed_and_step; /* [2]; not read where the draws are given */
+    const uint32_t *first;         /* [B, s] */
+    const uint32_t *second;        /* [B, s] */
+    const float *alpha;            /* [B, s] */
+    const uint32_t *pick;          /* [B, s'] */
+    const float *beta;             /* [B, s'] */
+} hardmix_cuda_draws;
+
+/* As hardmix_output, in device memory: what is NULL is not wanted. No two may overlap. */
 typedef struct hardmix_cuda_output {
-    float *loss;         /* [1]; NAN where a row is not finite */
-    float *loss_rows;    /* [B] */
-    float *grad_queries; /* [B, d], of the reduced loss */
-    float *grad_keys;    /* [B, d]; NULL unless the plan makes it */
+    float *loss;               /* [1]; NAN where a row is not finite */
+    float *loss_rows;          /* [B] */
+    float *grad_queries;       /* [B, d], of the reduced loss */
+    float *grad_keys;          /* [B, d]; NULL unless the plan makes it */
+    uint32_t *hardest;         /* [B, N] */
+    float *mixed_logits;       /* [B, s] */
+    float *query_mixed_logits; /* [B, s'] */
+    uint32_t *first;           /* [B, s] the draws that were used */
+    uint32_t *second;          /* [B, s] */
+    float *alpha;              /* [B, s] */
+    uint32_t *pick;            /* [B, s'] */
+    float *beta;               /* [B, s'] */
 } hardmix_cuda_output;
 
-/* hardmix_step on the device: the arrays of `batch`, `seed_and_step` [2] and the places of `output`
- * are device memory, the structs themselves are not. All of them must stay as they are until the
+/* hardmix_step on the device: the arrays of `batch` and `draws` and the places of `output` are device
+ * memory, the structs themselves are not. Given draws that are out of range are refused by
+ * hardmix_cuda_step_read. All of them must stay as they are until the
  * stream has come past. Memory is allocated where a batch, a queue or a setting is larger than any
  * before. */
 hardmix_status hardmix_cuda_step(hardmix_cuda_plan *plan, const hardmix_batch *batch,
-                                 const hardmix_cuda_queue *queue, const uint64_t *seed_and_step,
+                                 const hardmix_cuda_queue *queue, const hardmix_cuda_draws *draws,
                                  const hardmix_cuda_output *output);
 
 /* Whether the last step was finite, as hardmix_step says it, and its loss and metrics in host memory;

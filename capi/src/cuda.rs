@@ -7,8 +7,8 @@ use cudarc::driver::sys::{CUdeviceptr, CUstream};
 use cudarc::driver::{
     CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, SyncOnDrop,
 };
-use hardmix::Error;
-use hardmix::cuda::{Batch, Device, Draws, Queue, Step};
+use hardmix::cuda::{Batch, Device, Draws, GivenDraws, Queue, Step};
+use hardmix::{Config, Error};
 
 use crate::memory::{
     elements, expect_optional_place, expect_place, hand_over, put, reference, take_back,
@@ -47,6 +47,27 @@ pub struct hardmix_cuda_output {
     loss_rows: *mut f32,
     grad_queries: *mut f32,
     grad_keys: *mut f32,
+    hardest: *mut u32,
+    mixed_logits: *mut f32,
+    query_mixed_logits: *mut f32,
+    first: *mut u32,
+    second: *mut u32,
+    alpha: *mut f32,
+    pick: *mut u32,
+    beta: *mut f32,
+}
+
+/// `hardmix_cuda_draws` of the header.
+#[allow(non_camel_case_types, reason = "the header's name")]
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct hardmix_cuda_draws {
+    seed_and_step: *const u64,
+    first: *const u32,
+    second: *const u32,
+    alpha: *const f32,
+    pick: *const u32,
+    beta: *const f32,
 }
 
 impl hardmix_cuda_queue {
@@ -84,6 +105,28 @@ impl<T> Foreign<T> {
             len: elements::<T>(argument, len, 1)?,
             stream: device.stream().clone(),
         })
+    }
+
+    /// One that may be NULL where it has no element.
+    ///
+    /// # Safety
+    /// As [`Foreign::new`].
+    unsafe fn or_empty(
+        argument: &'static str,
+        pointer: *const T,
+        len: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let aligned = std::ptr::dangling();
+        // SAFETY: the caller's contract; of no element nothing is asked.
+        unsafe {
+            Self::new(
+                argument,
+                if len == 0 { aligned } else { pointer },
+                len,
+                device,
+            )
+        }
     }
 
     /// One that may be missing.
@@ -320,42 +363,32 @@ pub unsafe extern "C" fn hardmix_cuda_step(
     plan: *mut hardmix_cuda_plan,
     batch: *const hardmix_batch,
     queue: *const hardmix_cuda_queue,
-    seed_and_step: *const u64,
+    draws: *const hardmix_cuda_draws,
     output: *const hardmix_cuda_output,
 ) -> Status {
     call(|| {
         // SAFETY: the header's contract.
-        let (plan, batch, queue, output) = unsafe {
+        let (plan, batch, queue, draws, output) = unsafe {
             (
                 reference("plan", plan)?,
                 reference("batch", batch)?,
                 reference("queue", queue)?,
+                reference("draws", draws)?,
                 reference("output", output)?,
             )
         };
         let (device, mut step, ring) = (&plan.device, plan.lock()?, queue.lock()?);
-        for (argument, place) in [
-            ("output.loss", output.loss),
-            ("output.loss_rows", output.loss_rows),
-            ("output.grad_queries", output.grad_queries),
-            ("output.grad_keys", output.grad_keys),
-        ] {
-            expect_optional_place(argument, place)?;
-        }
-        if !output.grad_keys.is_null() && !step.config().key_gradient() {
-            return Err(Failure::UnaskedKeyGradient);
-        }
+        output.check(step.config())?;
         let (rows, len) = (
             batch.rows,
             elements::<f32>("queries", batch.rows, batch.dim)?,
         );
-        // SAFETY: the header's contract: [rows, dim] each, [rows] labels, [2] words.
-        let (queries, keys, labels, words) = unsafe {
+        // SAFETY: the header's contract: [rows, dim] each, [rows] labels.
+        let (queries, keys, labels) = unsafe {
             (
                 Foreign::new("batch.queries", batch.queries, len, device)?,
                 Foreign::new("batch.keys", batch.keys, len, device)?,
                 Foreign::optional("batch.labels", batch.labels, rows, device)?,
-                Foreign::new("seed_and_step", seed_and_step, 2, device)?,
             )
         };
         let mut there =
@@ -363,29 +396,109 @@ pub unsafe extern "C" fn hardmix_cuda_step(
         if let Some(labels) = &labels {
             there = there.with_labels(labels)?;
         }
-        step.run(&there, &ring, &Draws::Seeded(&words))?;
-        // SAFETY: the header's contract: the places are NULL or have the shapes of the results.
+        // SAFETY: the header's contract: the draws and the places have the shapes of this step.
         unsafe {
-            copy_out("output.loss", &step.loss(), output.loss, device)?;
+            draws.run(&mut step, &there, &ring, device)?;
+            output.fill(&step, device)
+        }
+    })
+}
+
+impl hardmix_cuda_draws {
+    /// Puts a step with these draws on the stream.
+    ///
+    /// # Safety
+    /// The header's contract: [2] words, or [rows, mixed] and [rows, query_mixed].
+    unsafe fn run(
+        &self,
+        step: &mut Step,
+        batch: &Batch<'_>,
+        queue: &Queue,
+        device: &Device,
+    ) -> Result<()> {
+        let pointers = [
+            self.first.cast::<u8>(),
+            self.second.cast(),
+            self.alpha.cast(),
+            self.pick.cast(),
+            self.beta.cast(),
+        ];
+        if pointers.iter().all(|pointer| pointer.is_null()) {
+            // SAFETY: the caller's contract.
+            let words =
+                unsafe { Foreign::new("draws.seed_and_step", self.seed_and_step, 2, device) }?;
+            return Ok(step.run(batch, queue, &Draws::Seeded(&words))?);
+        }
+        let mixed = elements::<f32>("mixed", batch.rows(), step.config().mixed())?;
+        let query_mixed =
+            elements::<f32>("query_mixed", batch.rows(), step.config().query_mixed())?;
+        // SAFETY: the caller's contract.
+        let given = unsafe {
+            GivenDraws {
+                first: &Foreign::or_empty("draws.first", self.first, mixed, device)?,
+                second: &Foreign::or_empty("draws.second", self.second, mixed, device)?,
+                alpha: &Foreign::or_empty("draws.alpha", self.alpha, mixed, device)?,
+                pick: &Foreign::or_empty("draws.pick", self.pick, query_mixed, device)?,
+                beta: &Foreign::or_empty("draws.beta", self.beta, query_mixed, device)?,
+            }
+        };
+        Ok(step.run(batch, queue, &Draws::Given(given))?)
+    }
+}
+
+impl hardmix_cuda_output {
+    /// Refuses what could not be filled.
+    fn check(&self, config: &Config) -> Result<()> {
+        expect_optional_place("output.loss", self.loss)?;
+        expect_optional_place("output.loss_rows", self.loss_rows)?;
+        expect_optional_place("output.grad_queries", self.grad_queries)?;
+        expect_optional_place("output.grad_keys", self.grad_keys)?;
+        expect_optional_place("output.hardest", self.hardest)?;
+        expect_optional_place("output.mixed_logits", self.mixed_logits)?;
+        expect_optional_place("output.query_mixed_logits", self.query_mixed_logits)?;
+        expect_optional_place("output.first", self.first)?;
+        expect_optional_place("output.second", self.second)?;
+        expect_optional_place("output.alpha", self.alpha)?;
+        expect_optional_place("output.pick", self.pick)?;
+        expect_optional_place("output.beta", self.beta)?;
+        if !self.grad_keys.is_null() && !config.key_gradient() {
+            return Err(Failure::UnaskedKeyGradient);
+        }
+        Ok(())
+    }
+
+    /// Puts copies of the results on the stream.
+    ///
+    /// # Safety
+    /// The header's contract: the places are NULL or have the shapes of the results.
+    unsafe fn fill(&self, step: &Step, device: &Device) -> Result<()> {
+        let [mixed, query_mixed] = step.synthetic_logits();
+        let draws = step.draws();
+        // SAFETY: the caller's contract.
+        unsafe {
+            copy_out("output.loss", &step.loss(), self.loss, device)?;
             copy_out(
                 "output.loss_rows",
                 &step.loss_rows(),
-                output.loss_rows,
+                self.loss_rows,
                 device,
             )?;
             let gradient = step.grad_queries();
-            copy_out(
-                "output.grad_queries",
-                &gradient,
-                output.grad_queries,
-                device,
-            )?;
+            copy_out("output.grad_queries", &gradient, self.grad_queries, device)?;
             if let Some(gradient) = step.grad_keys() {
-                copy_out("output.grad_keys", &gradient, output.grad_keys, device)?;
+                copy_out("output.grad_keys", &gradient, self.grad_keys, device)?;
             }
+            copy_out("output.hardest", &step.hardest(), self.hardest, device)?;
+            copy_out("output.mixed_logits", &mixed, self.mixed_logits, device)?;
+            let place = self.query_mixed_logits;
+            copy_out("output.query_mixed_logits", &query_mixed, place, device)?;
+            copy_out("output.first", &draws.first, self.first, device)?;
+            copy_out("output.second", &draws.second, self.second, device)?;
+            copy_out("output.alpha", &draws.alpha, self.alpha, device)?;
+            copy_out("output.pick", &draws.pick, self.pick, device)?;
+            copy_out("output.beta", &draws.beta, self.beta, device)
         }
-        Ok(())
-    })
+    }
 }
 
 /// Puts on the stream a copy of a result, unless the place is NULL.
@@ -398,6 +511,9 @@ unsafe fn copy_out<T: DeviceRepr>(
     place: *mut T,
     device: &Device,
 ) -> Result<()> {
+    if result.is_empty() {
+        return Ok(());
+    }
     // SAFETY: the caller's contract.
     let place = unsafe { Foreign::optional(argument, place, result.len(), device) }?;
     if let Some(mut place) = place {

@@ -158,15 +158,7 @@ pub unsafe extern "C" fn hardmix_plan_set_negatives(
     mixed: usize,
     query_mixed: usize,
 ) -> Status {
-    let change = |old: Config| {
-        Ok(Config::mochi(hardest, mixed, query_mixed)?
-            .with_temperature(old.temperature())?
-            .with_query_gradient(old.query_gradient())
-            .with_oracle(old.oracle())
-            .with_reduction(old.reduction())
-            .with_key_gradient(old.key_gradient())
-            .with_uniformity(old.uniformity()))
-    };
+    let change = |old: Config| Ok(old.with_negatives(hardest, mixed, query_mixed)?);
     // SAFETY: the header's contract.
     unsafe { set(plan, change) }
 }

@@ -66,7 +66,16 @@ static double off(const float *a, const float *b) {
 }
 
 static float queries[B * D], keys[B * D], rows[K * D];
-static float loss, loss_rows[B], gradient[B * D], grad_keys[B * D];
+static float loss, loss_rows[B], gradient[B * D], grad_keys[B * D], logits[B * S], query_logits[B * T];
+static uint32_t hardest[B * N], first[B * S], second[B * S], pick[B * T];
+static float alpha[B * S], beta[B * T];
+
+/* Whether what lies there is, bit by bit, what is here. */
+static int same(const void *here, const void *there, size_t bytes) {
+    static char copy[B * D * sizeof(float)];
+    download(copy, there, bytes);
+    return bytes <= sizeof copy && memcmp(here, copy, bytes) == 0;
+}
 
 int main(void) {
     void *context = NULL, *stream = NULL;
@@ -105,6 +114,14 @@ int main(void) {
     output.loss_rows = loss_rows;
     output.grad_queries = gradient;
     output.grad_keys = grad_keys;
+    output.hardest = hardest;
+    output.mixed_logits = logits;
+    output.query_mixed_logits = query_logits;
+    output.first = first;
+    output.second = second;
+    output.alpha = alpha;
+    output.pick = pick;
+    output.beta = beta;
     output.metrics = &metrics;
     EXPECT(hardmix_plan_create(N, S, T, 0.2f, &plan) == HARDMIX_OK);
     EXPECT(hardmix_plan_set_key_gradient(plan, 1) == HARDMIX_OK);
@@ -121,10 +138,14 @@ int main(void) {
     if (failures > 0) return 1;
     batch.queries = upload(queries, sizeof queries);
     batch.keys = upload(keys, sizeof keys);
-    const uint64_t *seed_and_step = upload(words, sizeof words);
-    hardmix_cuda_output places = {allocate(sizeof loss), allocate(sizeof loss_rows),
-                                  allocate(sizeof gradient), allocate(sizeof grad_keys)};
-    EXPECT(hardmix_cuda_step(there, &batch, ring, seed_and_step, &places) == HARDMIX_OK);
+    hardmix_cuda_draws seeded = {upload(words, sizeof words), NULL, NULL, NULL, NULL, NULL};
+    hardmix_cuda_output places = {allocate(sizeof loss),     allocate(sizeof loss_rows),
+                                  allocate(sizeof gradient), allocate(sizeof grad_keys),
+                                  allocate(sizeof hardest),  allocate(sizeof logits),
+                                  allocate(sizeof query_logits), allocate(sizeof first),
+                                  allocate(sizeof second),   allocate(sizeof alpha),
+                                  allocate(sizeof pick),     allocate(sizeof beta)};
+    EXPECT(hardmix_cuda_step(there, &batch, ring, &seeded, &places) == HARDMIX_OK);
     EXPECT(hardmix_cuda_queue_enqueue(ring, batch.keys, upload(labels, sizeof labels), B, 0) ==
            HARDMIX_OK);
     done(cuStreamSynchronize(stream));
@@ -140,10 +161,41 @@ int main(void) {
     for (size_t b = 0; b < B; b++) EXPECT(fabsf(got_rows[b] - loss_rows[b]) < 1e-5f);
     EXPECT(off(got_gradient, gradient) < 1e-5);
     EXPECT(off(got_keys, grad_keys) < 1e-5);
+    EXPECT(same(hardest, places.hardest, sizeof hardest));
+    EXPECT(same(first, places.first, sizeof first) && same(second, places.second, sizeof second));
+    EXPECT(same(pick, places.pick, sizeof pick) && same(alpha, places.alpha, sizeof alpha));
+    EXPECT(same(beta, places.beta, sizeof beta));
+    float got_logits[B * S], got_query_logits[B * T];
+    download(got_logits, places.mixed_logits, sizeof got_logits);
+    download(got_query_logits, places.query_mixed_logits, sizeof got_query_logits);
+    for (size_t i = 0; i < B * S; i++) EXPECT(fabsf(got_logits[i] - logits[i]) < 1e-5f);
+    for (size_t i = 0; i < B * T; i++) EXPECT(fabsf(got_query_logits[i] - query_logits[i]) < 1e-5f);
     EXPECT(hardmix_cuda_step_read(there, &read, &got_metrics) == HARDMIX_OK);
     EXPECT(memcmp(&read, &got, sizeof got) == 0);
     EXPECT(got_metrics.proxy_accuracy == metrics.proxy_accuracy);
     EXPECT(fabs(got_metrics.alignment - metrics.alignment) < 1e-5);
+
+    /* The same draws, given: the same bits, against the queue as it was. Then one out of range. */
+    hardmix_cuda_queue *before = NULL;
+    hardmix_cuda_draws given = {NULL, upload(first, sizeof first), upload(second, sizeof second),
+                                upload(alpha, sizeof alpha), upload(pick, sizeof pick),
+                                upload(beta, sizeof beta)};
+    hardmix_cuda_output only = {0};
+    only.grad_queries = allocate(sizeof gradient);
+    EXPECT(hardmix_cuda_queue_create(device, queue, &before) == HARDMIX_OK);
+    EXPECT(hardmix_cuda_step(there, &batch, before, &given, &only) == HARDMIX_OK);
+    EXPECT(hardmix_cuda_step_read(there, &read, NULL) == HARDMIX_OK);
+    EXPECT(same(got_gradient, only.grad_queries, sizeof got_gradient));
+    pick[1] = N;
+    given.pick = upload(pick, sizeof pick);
+    EXPECT(hardmix_cuda_step(there, &batch, before, &given, &only) == HARDMIX_OK);
+    EXPECT_REFUSED(hardmix_cuda_step_read(there, &read, NULL), HARDMIX_ERROR_INVALID,
+                   "draw pick[0, 1] is position 8; expected less than 8, the number of that row's "
+                   "hardest");
+    given.alpha = NULL;
+    EXPECT_REFUSED(hardmix_cuda_step(there, &batch, before, &given, &only), HARDMIX_ERROR_NULL,
+                   "draws.alpha is NULL");
+    hardmix_cuda_queue_free(before);
 
     /* The queue, back: what the CPU's is after the same keys. */
     hardmix_queue *back = NULL;
@@ -163,14 +215,14 @@ int main(void) {
     /* Other settings; a NaN; misuse. */
     EXPECT(hardmix_plan_set_key_gradient(plan, 0) == HARDMIX_OK);
     EXPECT(hardmix_cuda_plan_set(there, plan) == HARDMIX_OK);
-    EXPECT_REFUSED(hardmix_cuda_step(there, &batch, ring, seed_and_step, &places),
+    EXPECT_REFUSED(hardmix_cuda_step(there, &batch, ring, &seeded, &places),
                    HARDMIX_ERROR_INVALID,
                    "output.grad_keys is given; expected NULL, or "
                    "hardmix_plan_set_key_gradient(plan, 1) before");
     places.grad_keys = NULL;
     queries[2 * D + 1] = NAN;
     batch.queries = upload(queries, sizeof queries);
-    EXPECT(hardmix_cuda_step(there, &batch, ring, seed_and_step, &places) == HARDMIX_OK);
+    EXPECT(hardmix_cuda_step(there, &batch, ring, &seeded, &places) == HARDMIX_OK);
     EXPECT_REFUSED(hardmix_cuda_step_read(there, &read, NULL), HARDMIX_ERROR_NON_FINITE,
                    "row 2 of queries is not finite");
     EXPECT(isnan(read));
@@ -178,13 +230,16 @@ int main(void) {
     EXPECT_REFUSED(hardmix_cuda_queue_check(ring), HARDMIX_ERROR_NON_FINITE,
                    "row 2 of keys is not finite");
     EXPECT_REFUSED(hardmix_cuda_step(there, &batch, ring, NULL, &places), HARDMIX_ERROR_NULL,
-                   "seed_and_step is NULL");
-    EXPECT_REFUSED(hardmix_cuda_step(there, &batch, NULL, seed_and_step, &places),
+                   "draws is NULL");
+    hardmix_cuda_draws none_given = {0};
+    EXPECT_REFUSED(hardmix_cuda_step(there, &batch, ring, &none_given, &places), HARDMIX_ERROR_NULL,
+                   "draws.seed_and_step is NULL");
+    EXPECT_REFUSED(hardmix_cuda_step(there, &batch, NULL, &seeded, &places),
                    HARDMIX_ERROR_NULL, "queue is NULL");
     EXPECT_REFUSED(hardmix_cuda_queue_enqueue(ring, NULL, NULL, B, 0), HARDMIX_ERROR_NULL,
                    "keys is NULL");
     batch.dim = D - 1;
-    EXPECT(hardmix_cuda_step(there, &batch, ring, seed_and_step, &places) ==
+    EXPECT(hardmix_cuda_step(there, &batch, ring, &seeded, &places) ==
            HARDMIX_ERROR_INVALID);
     hardmix_cuda_device *none = NULL;
     EXPECT_REFUSED(hardmix_cuda_device_create(1000, NULL, &none), HARDMIX_ERROR_INVALID,

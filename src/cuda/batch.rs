@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use cudarc::driver::DevicePtr;
+use cudarc::driver::{CudaView, DevicePtr};
 
 use super::device::Device;
 use crate::draws as host;
@@ -127,6 +127,21 @@ impl fmt::Debug for GivenDraws<'_> {
             .field("query_mixed", &self.pick.len())
             .finish_non_exhaustive()
     }
+}
+
+/// The draws that a step has used, its own or the caller's: as [`GivenDraws`].
+#[derive(Debug)]
+pub struct UsedDraws<'a> {
+    /// Positions i of the mixed negatives, [B, s].
+    pub first: CudaView<'a, u32>,
+    /// Positions j of the mixed negatives, [B, s].
+    pub second: CudaView<'a, u32>,
+    /// Weights α of the first, [B, s].
+    pub alpha: CudaView<'a, f32>,
+    /// Positions of the query-mixed negatives, [B, s′].
+    pub pick: CudaView<'a, u32>,
+    /// Weights β of the query, [B, s′].
+    pub beta: CudaView<'a, f32>,
 }
 
 /// Where a step's draws come from.

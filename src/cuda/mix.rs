@@ -2,7 +2,7 @@
 
 use cudarc::driver::CudaView;
 
-use super::batch::{Batch, Draws};
+use super::batch::{Batch, Draws, UsedDraws};
 use super::contrast::check_rows;
 use super::device::{Device, Launch, Memory, expect_disjoint};
 use super::info_nce::exponent_scale;
@@ -32,7 +32,7 @@ pub struct Synthetic {
     query_mixed: Buffer<f32>,
     status: Status,
     refused: Refused,
-    draws: UsedDraws,
+    draws: DrawBuffers,
 }
 
 impl Synthetic {
@@ -49,7 +49,7 @@ impl Synthetic {
             query_mixed: Buffer::new(device, "query_mixed", 0, 0)?,
             status: Status::new(device)?,
             refused: Refused::new(device)?,
-            draws: UsedDraws::new(device)?,
+            draws: DrawBuffers::new(device)?,
         })
     }
 
@@ -184,7 +184,7 @@ impl Refusal {
 
 /// The draws that kernels have used, in device memory.
 #[derive(Debug)]
-pub(super) struct UsedDraws {
+pub(super) struct DrawBuffers {
     first: Buffer<u32>,
     second: Buffer<u32>,
     alpha: Buffer<f32>,
@@ -201,7 +201,7 @@ pub(super) struct HeldUsed<'a> {
     pub beta: Memory<'a, f32>,
 }
 
-impl UsedDraws {
+impl DrawBuffers {
     pub fn new(device: &Device) -> Result<Self> {
         Ok(Self {
             first: Buffer::new(device, "mixed", 0, 0)?,
@@ -226,6 +226,17 @@ impl UsedDraws {
             pick: self.pick.reserve(device, rows, query_mixed)?,
             beta: self.beta.reserve(device, rows, query_mixed)?,
         })
+    }
+
+    /// In device memory.
+    pub fn views(&self, rows: usize, mixed: usize, query_mixed: usize) -> UsedDraws<'_> {
+        UsedDraws {
+            first: self.first.first(rows * mixed),
+            second: self.second.first(rows * mixed),
+            alpha: self.alpha.first(rows * mixed),
+            pick: self.pick.first(rows * query_mixed),
+            beta: self.beta.first(rows * query_mixed),
+        }
     }
 
     /// In host memory; waits for the stream.

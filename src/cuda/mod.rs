@@ -55,7 +55,7 @@ mod step;
 mod weigh;
 mod workspace;
 
-pub use batch::{Batch, Draws, GivenDraws};
+pub use batch::{Batch, Draws, GivenDraws, UsedDraws};
 pub use contrast::Precision;
 pub use device::Device;
 pub use info_nce::info_nce;

@@ -2,8 +2,9 @@
 
 use cudarc::driver::{CudaSlice, CudaView};
 
+use super::batch::UsedDraws;
 use super::device::{Device, Memory};
-use super::mix::{HeldUsed, Refused, UsedDraws};
+use super::mix::{DrawBuffers, HeldUsed, Refused};
 use super::params::{NO_ROW_INDEX, RowFigures, StatusWords};
 use super::part::{OutPlaces, Shape};
 use super::rank::{Ranked, Selection};
@@ -26,7 +27,7 @@ pub(super) struct Results {
     ranked: Ranked,
     mixed_logits: Buffer<f32>,
     query_mixed_logits: Buffer<f32>,
-    draws: UsedDraws,
+    draws: DrawBuffers,
     figures: Buffer<RowFigures>,
     status: CudaSlice<StatusWords>,
     refused: Refused,
@@ -65,7 +66,7 @@ impl Results {
             ranked: Ranked::new(device, 0, 0)?,
             mixed_logits: Buffer::new(device, "mixed", 0, 0)?,
             query_mixed_logits: Buffer::new(device, "query_mixed", 0, 0)?,
-            draws: UsedDraws::new(device)?,
+            draws: DrawBuffers::new(device)?,
             figures: Buffer::new(device, "figures", 0, 0)?,
             status: device.upload("status", &[none])?,
             refused: Refused::new(device)?,
@@ -121,6 +122,30 @@ impl Results {
     pub fn elements(&self) -> usize {
         let of = |shape: &Shape| shape.rows * shape.dim;
         self.ran.as_ref().map_or(0, |(_, shape, _)| of(shape))
+    }
+
+    /// [B, N].
+    pub fn hardest(&self) -> CudaView<'_, u32> {
+        let of = |shape: &Shape| shape.rows * shape.hardest;
+        let len = self.ran.as_ref().map_or(0, |(_, shape, _)| of(shape));
+        self.ranked.indices().slice(..len)
+    }
+
+    /// [B, s] and [B, s′].
+    pub fn synthetic_logits(&self) -> [CudaView<'_, f32>; 2] {
+        let of = |shape: &Shape| [shape.mixed, shape.query_mixed].map(|width| shape.rows * width);
+        let lens = self.ran.as_ref().map_or([0; 2], |(_, shape, _)| of(shape));
+        [
+            self.mixed_logits.first(lens[0]),
+            self.query_mixed_logits.first(lens[1]),
+        ]
+    }
+
+    pub fn draws(&self) -> UsedDraws<'_> {
+        match &self.ran {
+            Some((_, shape, true)) => self.draws.views(shape.rows, shape.mixed, shape.query_mixed),
+            _ => self.draws.views(0, 0, 0),
+        }
     }
 
     pub fn status_words(&self) -> CudaView<'_, u32> {

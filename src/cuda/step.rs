@@ -2,7 +2,7 @@
 
 use cudarc::driver::{CudaView, DevicePtr};
 
-use super::batch::{Batch, Draws};
+use super::batch::{Batch, Draws, UsedDraws};
 use super::contrast::{Precision, check_rows};
 use super::device::{Device, Memory};
 use super::mix::{HeldDraws, check_dim, check_synthetics};
@@ -283,6 +283,25 @@ impl Step {
     pub fn grad_keys(&self) -> Option<CudaView<'_, f32>> {
         let asked = self.results.config().is_some_and(Config::key_gradient);
         asked.then(|| self.results.grad_keys.first(self.results.elements()))
+    }
+
+    /// The queue rows of each query's hardest, ascending, [B, N], padded with [`crate::NO_ROW`].
+    #[must_use]
+    pub fn hardest(&self) -> CudaView<'_, u32> {
+        self.results.hardest()
+    }
+
+    /// Logits of the synthetic negatives before τ: q·h, [B, s], and q·h′, [B, s′]; −∞ in rows
+    /// without a negative.
+    #[must_use]
+    pub fn synthetic_logits(&self) -> [CudaView<'_, f32>; 2] {
+        self.results.synthetic_logits()
+    }
+
+    /// The draws that were used.
+    #[must_use]
+    pub fn draws(&self) -> UsedDraws<'_> {
+        self.results.draws()
     }
 
     /// What is wrong with the last batch, three words in device memory: 2³² − 1 minus the first row

@@ -589,10 +589,8 @@ fn loss_settings(full: &hardmix::Config, warm_up: bool, sampled: bool) -> hardmi
     if sampled || measured.mixed() + measured.query_mixed() > 0 {
         return measured;
     }
-    let unranked = hardmix::Config::moco().with_oracle(full.oracle());
-    unranked
-        .with_temperature(full.temperature())
-        .unwrap_or(measured)
+    let unranked = measured.clone().with_negatives(0, 0, 0);
+    unranked.unwrap_or(measured)
 }
 
 /// `hardmix train`: trains or resumes, and prints where the run is and what it came to.
