@@ -24,8 +24,8 @@ mod cuda {
     /// The folder of the kernels; tests that plant defects in a copy name that.
     const FOLDER: &str = "HARDMIX_KERNELS";
     const HEADER: &str = "params.h";
-    const FIX: &str = "run `eval \"$(tools/cuda-toolkit)\"`, which fetches what the feature `cuda` \
-                       is built with and sets CUDA_HOME";
+    const FIX: &str = "install the CUDA toolkit and libclang and set CUDA_HOME, or, in a clone of the \
+                       repository, run `eval \"$(tools/cuda-toolkit)\"`, which fetches both";
 
     pub fn build() -> Result<(), String> {
         for variable in [
