@@ -29,7 +29,7 @@ fn encode(images: &Tensor, weights: &Tensor) -> Result<Tensor> {
 }
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let device = &Device::Cpu;
+    let device = &Device::cuda_if_available(0)?; // with the feature `candle-cuda`, else the CPU
     // candle's own generator has no seed on the CPU; the library's unit rows have.
     let random = |rows, dim, seed| -> std::result::Result<Tensor, Box<dyn std::error::Error>> {
         let unit_rows = hardmix::Queue::random(rows, dim, DType::F32, seed)?;

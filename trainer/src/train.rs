@@ -397,7 +397,7 @@ impl Trainer {
         let sampled = self.sampled(step + 1);
         let on_cpu = self.device.is_cpu();
         let counts = on_cpu || !sampled || self.config.log_every == 1;
-        let waits = sampled || self.sampled(step);
+        let waits = sampled || step > 0 && self.sampled(step);
         let device = self.device.clone();
         let now = || -> Result<Instant> {
             if waits {
