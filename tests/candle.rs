@@ -471,6 +471,32 @@ fn a_row_that_is_not_finite_never_passes_for_a_loss() -> Anyway {
     Ok(())
 }
 
+#[test]
+fn given_draws_are_used_and_those_out_of_range_refused() -> Anyway {
+    for device in devices() {
+        let case = case(&device);
+        let mut own = Loss::new(mochi());
+        let (queries, keys) = (&case.queries, &case.keys);
+        let seeded = own.forward(queries, keys, &case.queue, &case.draws)?;
+        let mut draws = own.output()?.draws;
+        let given = Draws::given(draws.clone());
+        let loss = own.forward(queries, keys, &case.queue, &given)?;
+        assert_eq!(loss.to_scalar::<f32>()?, seeded.to_scalar::<f32>()?);
+        draws.pick[8] = 12; // The second of row 1, of 7 a row and 12 hardest.
+        let error = own.forward(queries, keys, &case.queue, &Draws::given(draws));
+        let Err(Error::DrawOutOfRange {
+            argument: "pick",
+            row: 1,
+            index: 1,
+            ..
+        }) = error
+        else {
+            panic!("{error:?}");
+        };
+    }
+    Ok(())
+}
+
 #[cfg(feature = "candle-cuda")]
 #[test]
 fn tensors_of_another_device_than_the_queue_s_are_refused() -> Anyway {

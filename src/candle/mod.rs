@@ -104,7 +104,8 @@ impl Loss {
     /// a scalar, or `[B]` for [`Reduction::None`]. Enqueue the keys afterwards.
     ///
     /// A row that is not finite is an error on the CPU. On CUDA it makes its own loss, and the reduced
-    /// one, NaN, and its gradient; [`Output::loss`] of [`Loss::output`] names it.
+    /// one, NaN, and its gradient; [`Output::loss`] of [`Loss::output`] names it. For draws that are
+    /// given it waits there, since one out of range is an error on either.
     ///
     /// # Errors
     /// [`Error::Tensor`] for queries or keys that are not contiguous f32 matrices on the queue's
@@ -248,6 +249,10 @@ impl Loss {
                     })
             })
         })?;
+        if matches!(inputs.draws, Draws::Given(_)) {
+            // Only the device knows whether they are in range, and it computes with others if not.
+            step.read()?;
+        }
         let there = &queue.candle;
         let fused = Fused {
             loss: match step.config().reduction() {
