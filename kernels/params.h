@@ -45,7 +45,7 @@ struct EnqueueParams {
   uint32_t normalise;  // whether a key's direction is stored instead of the key
 };
 
-// ── contrast ─────────────────────────────────────────────────────────────────────────────────────
+// ── logits ───────────────────────────────────────────────────────────────────────────────────────
 
 // Threads of a block of `logits`, the queue rows of its tile, and the dimensions of a stage.
 constexpr uint32_t LOGITS_THREADS = 256;

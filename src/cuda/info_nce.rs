@@ -3,7 +3,7 @@
 use cudarc::driver::DevicePtr;
 
 use super::batch::Batch;
-use super::contrast::Product;
+use super::logits::Product;
 use super::device::Launch;
 use super::params::{
     ExponentialsParams, FinishParams, GivenParams, INFO_NCE_THREADS, LongestParams, MaximaParams,

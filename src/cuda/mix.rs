@@ -3,7 +3,7 @@
 use cudarc::driver::CudaView;
 
 use super::batch::{Batch, Draws, UsedDraws};
-use super::contrast::check_rows;
+use super::logits::check_rows;
 use super::device::{Device, Launch, Memory, expect_disjoint};
 use super::info_nce::exponent_scale;
 use super::params::{

@@ -10,7 +10,7 @@
 //! | `device` | the context, the kernels loaded into it, and the stream that work is put on |
 //! | `batch`, `output` | what goes into a step and what comes back |
 //!
-//! Below them: `contrast` and `weigh` are the two products on the tensor cores, queries with queue and
+//! Below them: `logits` and `weigh` are the two products on the tensor cores, queries with queue and
 //! weights with queue; `part` runs a step over some of the rows, `status` holds what only the device
 //! can see, `workspace` memory that is planned once and reused.
 //!
@@ -42,7 +42,7 @@
 //! ```
 
 mod batch;
-mod contrast;
+mod logits;
 mod device;
 mod info_nce;
 mod mix;
@@ -56,7 +56,7 @@ mod weigh;
 mod workspace;
 
 pub use batch::{Batch, Draws, GivenDraws, UsedDraws};
-pub use contrast::Precision;
+pub use logits::Precision;
 pub use device::Device;
 pub use info_nce::info_nce;
 pub use mix::{Synthetic, mix};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::contrast::{self, Precision};
+use super::logits::{self, Precision};
 use super::device::{Device, Memory};
 use super::params::{INFO_NCE_SPLIT, LONGEST_SPLIT, PRODUCT_GROUP, PRODUCT_ROWS, RowFigures};
 use super::weigh::Splits;
@@ -56,7 +56,7 @@ impl Shape {
 
     /// Queries of a part.
     pub fn part(&self) -> usize {
-        contrast::rows_at_once(self.capacity)
+        logits::rows_at_once(self.capacity)
             .min(MOST_ROWS)
             .min(self.rows_at_once.max(1))
             .min(self.rows)

@@ -2,7 +2,7 @@
 
 use cudarc::driver::{CudaView, DevicePtr};
 
-use super::contrast::{self, Precision};
+use super::logits::{self, Precision};
 use super::device::{Device, Launch, Memory, expect_disjoint, pointer_or_null};
 use super::params::{RANK_CANDIDATES, RANK_THREADS, RankParams, StatusWords};
 use super::queue::Queue;
@@ -163,7 +163,7 @@ pub fn rank(
         .map(|[queries, queue]| Mask { queries, queue });
     let queries = device.read("queries", queries)?;
     let stored = queue.rows().read(device)?;
-    let part = contrast::rows_at_once(capacity).min(rows);
+    let part = logits::rows_at_once(capacity).min(rows);
     let logits = workspace.logits.reserve(device, part, capacity)?;
     let mut out = Selection::new(device, rows, capacity, hardest, ranked)?;
     let mut inputs = vec![queries.bytes(), stored.bytes()];
@@ -172,10 +172,10 @@ pub fn rank(
     expect_disjoint(&[logits.bytes()], &inputs)?;
 
     // SAFETY: there are `rows · dim` queries, and the status is the selection's.
-    unsafe { contrast::check_rows(device, &queries, rows, dim, out.seen_in_queries())? };
+    unsafe { logits::check_rows(device, &queries, rows, dim, out.seen_in_queries())? };
     for start in (0..rows).step_by(part) {
         let rows = start..rows.min(start + part);
-        let product = contrast::Product {
+        let product = logits::Product {
             queries: queries.pointer().wrapping_add(start * dim),
             rows: rows.len(),
             queue: stored.pointer(),

@@ -3,7 +3,7 @@
 use cudarc::driver::{CudaView, DevicePtr};
 
 use super::batch::{Batch, Draws, UsedDraws};
-use super::contrast::{Precision, check_rows};
+use super::logits::{Precision, check_rows};
 use super::device::{Device, Memory};
 use super::mix::{HeldDraws, check_dim, check_synthetics};
 use super::output::Results;

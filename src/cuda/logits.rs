@@ -74,7 +74,7 @@ impl Product {
         };
         let stage = LOGITS_DEPTH as usize * (tile * 4 + LOGITS_ROWS as usize * element);
         let launch = Launch {
-            file: "contrast",
+            file: "logits",
             kernel: kernel(self.dtype, self.precision, small),
             grid: Launch::grid_over(self.rows, blocks)?,
             threads: LOGITS_THREADS,
@@ -105,7 +105,7 @@ pub(super) unsafe fn check_rows(
         dim: dim as u32,
     };
     let launch = Launch {
-        file: "contrast",
+        file: "logits",
         kernel: "check_rows",
         grid: (params.rows.div_ceil(CHECK_THREADS / 32), 1, 1),
         threads: CHECK_THREADS,

@@ -1,4 +1,4 @@
-// contrast: the logits of queries and queue, tile by tile on the tensor cores.
+// logits: the logits of queries and queue, tile by tile on the tensor cores.
 //
 // A block makes a tile of M queries by LOGITS_ROWS queue rows, a stage of LOGITS_DEPTH dimensions
 // after the other; a ring of stages in shared memory is refilled while earlier ones are multiplied.
