@@ -168,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 8)
   overflow = block_reduce(overflow, counts, Add());
   if (threadIdx.x != 0) return;
   // Of a row without negatives no exponential is taken; of one that overflows none is used.
-  p.shifts[row] = isfinite(hardest) ? hardest : 0.0f;
+  if (p.shifts) p.shifts[row] = isfinite(hardest) ? hardest : 0.0f;
   RowFigures& figures = p.figures[row];
   figures.positive = positive;
   figures.largest = largest;
@@ -365,7 +365,7 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 3)
     poison(p, row);
     return;
   }
-  const float positive = figures.positive, shift = p.shifts[row], largest = figures.largest;
+  const float positive = figures.positive, shift = p.shifts[row];
   const uint32_t unmasked = figures.unmasked, overflow = figures.overflow;
   const bool mixes = p.synthetic_totals && unmasked > 0;
   const double real = merged(p.totals, p.logit_splits, slots);
@@ -414,11 +414,12 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 3)
   const double real_total = p.real_totals ? merged(p.real_totals, p.logit_splits, slots) : 0.0;
   const double uniformity = p.uniformity ? merged(p.uniformity, p.logit_splits, slots) : 0.0;
   if (threadIdx.x != 0) return;
+  const float real_shift = p.real_shifts ? p.real_shifts[row] : figures.largest;
   figures.loss = loss.loss;
   figures.log_sum_exp = loss.log_sum_exp;
   figures.positive_probability = loss.positive;
-  figures.real_log_sum_exp = row_loss(positive, largest, real_total, p.temperature).log_sum_exp;
-  figures.log_uniformity = UNIFORMITY_FACTOR * double(largest) + log(uniformity);
+  figures.real_log_sum_exp = row_loss(positive, real_shift, real_total, p.temperature).log_sum_exp;
+  figures.log_uniformity = UNIFORMITY_FACTOR * double(real_shift) + log(uniformity);
   figures.listed = listed;
   figures.same_label = same_label;
   figures.labelled = labelled;

@@ -78,6 +78,59 @@ struct CheckParams {
   uint32_t dim;
 };
 
+// ── contrast ─────────────────────────────────────────────────────────────────────────────────────
+
+// Threads of a block, its queries, the queue rows of its tile, stages of its ring in shared memory, and
+// the most dimensions, whose sums lie in registers.
+constexpr uint32_t CONTRAST_THREADS = 128;
+constexpr uint32_t CONTRAST_ROWS = 64;
+constexpr uint32_t CONTRAST_DEPTH = 32;
+constexpr uint32_t CONTRAST_STAGES = 3;
+constexpr uint32_t CONTRAST_DIM = 128;
+// Elements between rows in shared memory: fragments are then read without bank conflicts, of f32 and
+// of 16 bits, across rows and along them.
+constexpr uint32_t CONTRAST_QUERY_STRIDE = CONTRAST_DIM + 4;
+constexpr uint32_t CONTRAST_QUEUE_STRIDE = CONTRAST_DIM + 4;       // of f32
+constexpr uint32_t CONTRAST_QUEUE_STRIDE_16 = CONTRAST_DIM + 8;    // of f16 and bf16
+
+struct ContrastParams {
+  const float* queries;          // [rows, dim], usable ones
+  const void* queue;             // [capacity, dim], in the type that the kernel is named by
+  const uint32_t* query_labels;  // [rows], or null: nothing is masked
+  const uint32_t* queue_labels;  // [capacity], where there are query labels
+  const uint32_t* hot;           // [rows], whether a row's shift is its largest logit
+  const float* shifts;           // [rows]
+  float* maxima;                 // [rows, splits], the largest unmasked logit
+  uint32_t* unmasked;            // [rows, splits]
+  double* totals;                // [rows, splits]
+  double* uniformity;            // [rows, splits], of e^{4 l}, or null
+  float* sums;                   // [splits, rows, dim]
+  float exponent_scale;          // log2(e) / temperature
+  float uniformity_scale;        // 4·log2(e)
+  uint32_t rows;
+  uint32_t capacity;             // less than 2^31
+  uint32_t dim;                  // at most CONTRAST_DIM
+  uint32_t splits;               // at most as many as the queue has tiles
+  uint32_t queue_aligned;        // whether every row of the queue starts at a multiple of 16 bytes
+};
+
+// Threads of a block of `bound_logits` and `settle_shifts`.
+constexpr uint32_t BOUND_THREADS = 256;
+
+// The shifts of the rows before the pass.
+struct BoundParams {
+  const float* longest;         // [longest_splits]
+  const double* query_squares;  // [rows]
+  const uint32_t* faults;       // [rows]
+  const float* maxima;          // [rows, splits], of hot rows
+  uint32_t* hot;                // [rows]
+  float* shifts;                // [rows]
+  float most;                   // how far the least logit of a row that is not hot may be from the shift
+  uint32_t rows;
+  uint32_t splits;
+  uint32_t longest_splits;
+};
+
 // ── rank ─────────────────────────────────────────────────────────────────────────────────────────
 
 // Threads of a block, which takes a row of logits.
@@ -245,7 +298,7 @@ struct ShiftParams {
   const uint32_t* faults;            // [rows]
   const float* mixed_logits;         // [rows, mixed]
   const float* query_mixed_logits;   // [rows, query_mixed]
-  float* shifts;                     // [rows]
+  float* shifts;                     // [rows], or null: they were fixed before
   struct RowFigures* figures;        // [rows]
   uint32_t rows;
   uint32_t splits;
@@ -320,6 +373,7 @@ struct FinishParams {
   const double* totals;              // [rows, splits of the logits]
   const double* real_totals;         // or null
   const double* uniformity;          // or null
+  const float* real_shifts;          // of these two, [rows], or null: the largest real logits
   const double* synthetic_totals;    // [rows], or null
   const double* query_weights;       // [rows], or null
   const float* shifts;               // [rows]

@@ -3,8 +3,8 @@
 use cudarc::driver::DevicePtr;
 
 use super::batch::Batch;
-use super::logits::Product;
 use super::device::Launch;
+use super::logits::Product;
 use super::params::{
     ExponentialsParams, FinishParams, GivenParams, INFO_NCE_THREADS, LongestParams, MaximaParams,
     PRODUCT_ROWS, PrepareParams, ReduceParams, RowFigures, ShiftParams, StatusWords,
@@ -12,7 +12,7 @@ use super::params::{
 use super::part::{Part, Source};
 use super::queue::Queue;
 use super::step::{Negatives, Step};
-use super::weigh::Weighing;
+use super::weigh::{Splits, Weighing};
 use crate::config::{Config, Reduction};
 use crate::error::{Result, elements, expect_length};
 use crate::queue::DType;
@@ -199,7 +199,11 @@ impl Part<'_> {
             faults: self.scratch.faults,
             mixed_logits: self.out.mixed_logits,
             query_mixed_logits: self.out.query_mixed_logits,
-            shifts: self.scratch.shifts,
+            shifts: if self.shape.fused {
+                std::ptr::null_mut()
+            } else {
+                self.scratch.shifts
+            },
             figures: self.out.figures,
             rows: self.rows.len() as u32,
             splits: self.shape.logit_splits() as u32,
@@ -299,8 +303,9 @@ impl Part<'_> {
             dim: self.shape.dim,
             precision: self.precision,
         };
+        let splits = Splits::of(self.shape.capacity, self.shape.dim);
         // SAFETY: the contract of `Part`.
-        unsafe { weighing.sums(self.device, self.shape.sum_splits(), self.scratch.sums) }
+        unsafe { weighing.sums(self.device, splits, self.scratch.sums) }
     }
 
     /// Loss, gradient and figures.
@@ -321,8 +326,18 @@ impl Part<'_> {
                 _ => std::ptr::null(),
             },
             totals: self.scratch.totals,
-            real_totals: only(self.config.matching_probability(), self.scratch.real_totals),
+            // Without synthetic negatives all are real.
+            real_totals: if self.shape.fused {
+                self.scratch.totals
+            } else {
+                only(self.config.matching_probability(), self.scratch.real_totals)
+            },
             uniformity: only(self.config.uniformity(), self.scratch.uniformity),
+            real_shifts: if self.shape.fused {
+                self.scratch.shifts
+            } else {
+                std::ptr::null_mut()
+            },
             synthetic_totals: only(synthetics, self.scratch.synthetic_totals),
             query_weights: only(self.mixes(), self.scratch.query_weights),
             shifts: self.scratch.shifts,
@@ -345,7 +360,7 @@ impl Part<'_> {
             temperature: self.config.temperature(),
             rows: self.rows.len() as u32,
             dim: self.shape.dim as u32,
-            sum_splits: self.shape.sum_splits().count as u32,
+            sum_splits: self.shape.sum_splits() as u32,
             logit_splits: self.shape.logit_splits() as u32,
             hardest_width: self.shape.hardest as u32,
             mixed: self.shape.mixed as u32,

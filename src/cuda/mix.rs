@@ -3,9 +3,9 @@
 use cudarc::driver::CudaView;
 
 use super::batch::{Batch, Draws, UsedDraws};
-use super::logits::check_rows;
 use super::device::{Device, Launch, Memory, expect_disjoint};
 use super::info_nce::exponent_scale;
+use super::logits::check_rows;
 use super::params::{
     DRAW_ALPHA, DRAW_BETA, DRAW_FIRST, DRAW_LISTED, DRAW_PICK, DRAW_SECOND, FoldParams,
     MIX_PER_BLOCK, MIX_THREADS, MixParams, NO_DRAW,

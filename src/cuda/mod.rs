@@ -11,7 +11,7 @@
 //! | `batch`, `output` | what goes into a step and what comes back |
 //!
 //! Below them: `logits` and `weigh` are the two products on the tensor cores, queries with queue and
-//! weights with queue; `part` runs a step over some of the rows, `status` holds what only the device
+//! weights with queue, and `contrast` is one pass in place of both where nothing is mixed; `part` runs a step over some of the rows, `status` holds what only the device
 //! can see, `workspace` memory that is planned once and reused.
 //!
 //! Every function puts its work on the [`Device`]'s stream and returns; none waits for the device
@@ -42,9 +42,10 @@
 //! ```
 
 mod batch;
-mod logits;
+mod contrast;
 mod device;
 mod info_nce;
+mod logits;
 mod mix;
 mod output;
 mod part;
@@ -56,9 +57,10 @@ mod weigh;
 mod workspace;
 
 pub use batch::{Batch, Draws, GivenDraws, UsedDraws};
-pub use logits::Precision;
+pub use contrast::Path;
 pub use device::Device;
 pub use info_nce::info_nce;
+pub use logits::Precision;
 pub use mix::{Synthetic, mix};
 pub use queue::{Queue, Rows};
 pub use rank::{Ranked, rank, rank_logits};
@@ -66,9 +68,9 @@ pub use step::Step;
 pub use workspace::Workspace;
 
 use params::{
-    CheckParams, EnqueueParams, ExponentialsParams, FinishParams, FoldParams, GivenParams,
-    LogitsParams, LongestParams, MaximaParams, MixParams, PrepareParams, RankParams, ReduceParams,
-    RingState, RowFigures, ShiftParams, StatusWords, WeighParams,
+    BoundParams, CheckParams, ContrastParams, EnqueueParams, ExponentialsParams, FinishParams,
+    FoldParams, GivenParams, LogitsParams, LongestParams, MaximaParams, MixParams, PrepareParams,
+    RankParams, ReduceParams, RingState, RowFigures, ShiftParams, StatusWords, WeighParams,
 };
 
 /// The structs and constants of `kernels/params.h`, as bindgen reads them.
@@ -97,7 +99,9 @@ macro_rules! passed_to_kernels {
     )*};
 }
 passed_to_kernels!(
+    BoundParams,
     CheckParams,
+    ContrastParams,
     EnqueueParams,
     ExponentialsParams,
     FinishParams,

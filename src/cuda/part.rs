@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::logits::{self, Precision};
+use super::contrast;
 use super::device::{Device, Memory};
+use super::logits::{self, Precision};
 use super::params::{INFO_NCE_SPLIT, LONGEST_SPLIT, PRODUCT_GROUP, PRODUCT_ROWS, RowFigures};
 use super::weigh::Splits;
 use super::workspace::Buffer;
@@ -28,6 +29,8 @@ pub(super) struct Shape {
     pub query_mixed: usize,
     /// What the caller allows.
     pub rows_at_once: usize,
+    /// Whether loss and gradient are made in one pass over the queue.
+    pub fused: bool,
 }
 
 impl Shape {
@@ -42,7 +45,11 @@ impl Shape {
 
     /// Into how many splits the logits of a row are cut.
     pub fn logit_splits(&self) -> usize {
-        self.capacity.div_ceil(INFO_NCE_SPLIT as usize)
+        if self.fused {
+            contrast::splits(self.capacity)
+        } else {
+            self.capacity.div_ceil(INFO_NCE_SPLIT as usize)
+        }
     }
 
     /// Into how many splits the squared norms are cut.
@@ -50,14 +57,28 @@ impl Shape {
         self.capacity.div_ceil(LONGEST_SPLIT as usize)
     }
 
-    pub fn sum_splits(&self) -> Splits {
-        Splits::of(self.capacity, self.dim)
+    /// Into how many splits the weighted sums are cut.
+    pub fn sum_splits(&self) -> usize {
+        if self.fused {
+            contrast::splits(self.capacity)
+        } else {
+            Splits::of(self.capacity, self.dim).count
+        }
+    }
+
+    /// Whether the logits are made in memory.
+    pub fn has_logits(&self) -> bool {
+        !self.fused || self.hardest > 0
     }
 
     /// Queries of a part.
     pub fn part(&self) -> usize {
-        logits::rows_at_once(self.capacity)
-            .min(MOST_ROWS)
+        let most = if self.has_logits() {
+            logits::rows_at_once(self.capacity)
+        } else {
+            MOST_ROWS
+        };
+        most.min(MOST_ROWS)
             .min(self.rows_at_once.max(1))
             .min(self.rows)
     }
@@ -125,6 +146,8 @@ scratch! {
     maxima: f32,
     /// [rows, splits].
     unmasked: u32,
+    /// Whether a row's shift is its largest logit, `[rows]`, on the fused path.
+    hot: u32,
     /// `[rows]`.
     shifts: f32,
     /// [rows, splits].
@@ -170,9 +193,10 @@ impl Scratch {
             product_queries: (rows, shape.product_dim()),
             product_keys: (rows, shape.product_dim()),
             products: (rows, rows.min(PRODUCT_ROWS as usize)),
-            logits: (rows, capacity),
+            logits: (rows, capacity * usize::from(shape.has_logits())),
             maxima: (rows, splits),
             unmasked: (rows, splits),
+            hot: (rows, usize::from(shape.fused)),
             shifts: (rows, 1),
             totals: (rows, splits),
             real_totals: (rows, splits * usize::from(config.matching_probability())),
@@ -182,7 +206,7 @@ impl Scratch {
             weight_exponents: (rows, drawn),
             query_weights: (rows, drawn),
             synthetic_totals: (rows, usize::from(shape.synthetics() > 0)),
-            sums: (rows * shape.sum_splits().count, dim),
+            sums: (rows * shape.sum_splits(), dim),
             direction: (rows, dim * usize::from(given)),
         };
         self.hold(device, sizes)

@@ -2,8 +2,8 @@
 
 use cudarc::driver::{CudaView, DevicePtr};
 
-use super::logits::{self, Precision};
 use super::device::{Device, Launch, Memory, expect_disjoint, pointer_or_null};
+use super::logits::{self, Precision};
 use super::params::{RANK_CANDIDATES, RANK_THREADS, RankParams, StatusWords};
 use super::queue::Queue;
 use super::status::Status;

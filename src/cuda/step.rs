@@ -3,8 +3,9 @@
 use cudarc::driver::{CudaView, DevicePtr};
 
 use super::batch::{Batch, Draws, UsedDraws};
-use super::logits::{Precision, check_rows};
+use super::contrast::Path;
 use super::device::{Device, Memory};
+use super::logits::{Precision, check_rows};
 use super::mix::{HeldDraws, check_dim, check_synthetics};
 use super::output::Results;
 use super::params::INFO_NCE_SPLIT;
@@ -25,6 +26,7 @@ pub struct Step {
     device: Device,
     config: Config,
     precision: Precision,
+    path: Path,
     rows_at_once: usize,
     scratch: Scratch,
     results: Results,
@@ -55,6 +57,7 @@ impl Step {
             device: device.clone(),
             config,
             precision: Precision::default(),
+            path: Path::default(),
             rows_at_once: usize::MAX,
             scratch: Scratch::new(device)?,
             results: Results::new(device)?,
@@ -65,6 +68,13 @@ impl Step {
     #[must_use]
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
+        self
+    }
+
+    /// With another path from queries and queue to loss and gradient.
+    #[must_use]
+    pub fn with_path(mut self, path: Path) -> Self {
+        self.path = path;
         self
     }
 
@@ -107,7 +117,7 @@ impl Step {
     /// [`Error::Dimension`] for a queue of another dimension, [`Error::HardestBeyondQueue`] for
     /// N > K, [`Error::MissingLabels`] for an oracle without labels on both sides, [`Error::Length`]
     /// for draws of another shape, [`Error::OutOfRange`] for a queue of more than 2²⁸ rows or 2³¹
-    /// synthetic negatives a row, [`Error::OtherContext`], [`Error::OutOfMemory`], [`Error::Driver`].
+    /// synthetic negatives a row and for a path that these settings cannot take, [`Error::OtherContext`], [`Error::OutOfMemory`], [`Error::Driver`].
     pub fn run(&mut self, batch: &Batch<'_>, queue: &Queue, draws: &Draws<'_>) -> Result<()> {
         draws.check(batch.rows(), self.config.mixed(), self.config.query_mixed())?;
         self.run_over(batch, queue, Negatives::Drawn(draws))
@@ -151,12 +161,14 @@ impl Step {
             device,
             config,
             precision,
+            path,
             rows_at_once,
             scratch,
             results,
         } = self;
         let given = matches!(negatives, Negatives::Given(..));
-        let shape = shape(config, batch, queue, *rows_at_once, given)?;
+        let mut shape = shape(config, batch, queue, *rows_at_once, given)?;
+        shape.fused = path.is_fused(shape)?;
         results.ran = None;
 
         let queries = device.read("queries", batch.queries)?;
@@ -329,6 +341,7 @@ fn shape(
         mixed: config.mixed(),
         query_mixed: config.query_mixed(),
         rows_at_once,
+        fused: false,
     };
     check_synthetics(shape.mixed, shape.query_mixed)?;
     if shape.hardest > 0 {
@@ -383,9 +396,16 @@ impl Part<'_> {
         // SAFETY: the contract of `Part`; each kernel reads what those before it have written.
         unsafe {
             self.prepare()?;
-            self.logits()?;
+            if self.shape.has_logits() {
+                self.logits()?;
+            }
             if let Some(selection) = selection {
                 selection.select(self.scratch.logits, self.rows.clone(), mask, false)?;
+            }
+            if self.shape.fused {
+                self.contrast()?;
+                self.shift()?;
+                return self.finish();
             }
             self.maxima()?;
             match &self.source {

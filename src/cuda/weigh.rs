@@ -1,7 +1,7 @@
 //! The product of weights and queue, on the tensor cores.
 
-use super::logits::Precision;
 use super::device::{Device, Launch};
+use super::logits::Precision;
 use super::params::{
     WEIGH_COLUMNS, WEIGH_DEPTH, WEIGH_QUEUE_STRIDE, WEIGH_ROWS, WEIGH_STAGES, WEIGH_THREADS,
     WEIGH_WEIGHT_STRIDE, WeighParams,

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use cudarc::driver::{CudaSlice, CudaView};
 use hardmix::cpu::{self, Synthetic};
-use hardmix::cuda::{self, Device};
+use hardmix::cuda::{self, Device, Path};
 use hardmix::{Batch, Config, Draws, Output, Queue, Result};
 use softgpu::launch::{Blocks, Copies, Schedule};
 
@@ -62,11 +62,14 @@ pub fn to_host_of(device: &Device, ranked: &cuda::Ranked) -> Result<cpu::Ranked>
 }
 
 /// The GPU path as a backend of the shared test bodies.
-pub struct Cuda;
+pub struct Cuda {
+    /// Whether steps take the fused path where it applies.
+    pub fused: bool,
+}
 
 impl super::Backend for Cuda {
     fn name(&self) -> &'static str {
-        "cuda"
+        if self.fused { "cuda, fused" } else { "cuda" }
     }
 
     fn arithmetic(&self) -> super::Arithmetic {
@@ -78,7 +81,12 @@ impl super::Backend for Cuda {
     }
 
     fn new_step(&self, config: Config) -> Box<dyn super::Step> {
-        Box::new(cuda::Step::new(device(), config).expect("a step"))
+        let step = cuda::Step::new(device(), config).expect("a step");
+        if self.fused {
+            Box::new(Fused(Some(step)))
+        } else {
+            Box::new(step)
+        }
     }
 
     fn rank(
@@ -184,6 +192,9 @@ impl super::Backend for Cuda {
             query_mixed.slice(..synthetic.query_mixed.len()),
         );
         let mut step = cuda::Step::new(device, config.clone())?;
+        if self.fused {
+            step = step.with_path(path(config, batch.dim()));
+        }
         there.with(|batch, _| cuda::info_nce(&mut step, batch, &queue, &mixed, &query_mixed))?;
         step.read()
     }
@@ -198,6 +209,31 @@ impl super::Step for cuda::Step {
 
     fn set_config(&mut self, config: Config) {
         cuda::Step::set_config(self, config);
+    }
+}
+
+/// The fused path where it applies.
+fn path(config: &Config, dim: usize) -> Path {
+    if config.mixed() + config.query_mixed() == 0 && dim <= 128 {
+        Path::Fused
+    } else {
+        Path::Auto
+    }
+}
+
+/// A step that takes the fused path where it applies; always there between calls.
+struct Fused(Option<cuda::Step>);
+
+impl super::Step for Fused {
+    fn run(&mut self, batch: &Batch, queue: &Queue, draws: &Draws) -> Result<Output> {
+        let step = self.0.take().expect("a step");
+        let path = path(step.config(), batch.dim());
+        let step = self.0.insert(step.with_path(path));
+        super::Step::run(step, batch, queue, draws)
+    }
+
+    fn set_config(&mut self, config: Config) {
+        self.0.as_mut().expect("a step").set_config(config);
     }
 }
 

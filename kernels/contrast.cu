@@ -1,0 +1,323 @@
+// contrast: exponentials of the logits and the sum of queue rows weighted by them, in one pass over
+// the queue, without a logit or a weight in memory (FlashAttention-2's forward pass, Dao, 2023, with
+// the queue for both keys and values).
+//
+// A warp takes 16 queries. Of each tile of CONTRAST_DEPTH queue rows it makes the logits, then the
+// exponentials relative to a shift fixed before the pass, then their product with the same tile in
+// shared memory. With a fixed shift partial sums merge by addition, and nothing is rescaled on the way.
+//
+// The shift is a bound of the row's logits, ‖q‖·max‖n‖, where no exponential can then be small enough
+// to lose bits; else the row is hot, and a pass before this one, `contrast_*_maxima`, gives its largest
+// logit. A split takes every `splits`-th tile. Splits are cut by the queue's length alone, and a
+// logit's bits are those of logits.cu: a row's bits do not depend on its batch.
+//
+// Each tile's sum, on the tensor cores, joins its split's by an addition that rounds to nearest:
+// theirs truncate, and over a whole split that would add up.
+#include <math_constants.h>
+
+#include "device/copy.cuh"
+#include "device/element.cuh"
+#include "device/mma.cuh"
+#include "device/reduce.cuh"
+#include "params.h"
+
+namespace {
+
+constexpr uint32_t NO_LABEL = 0xffffffffu;
+constexpr uint32_t WARPS = CONTRAST_THREADS / WARP;
+static_assert(WARPS * 16 == CONTRAST_ROWS, "a warp takes 16 queries");
+// A tile's logits of a warp, and the dimensions, by eight.
+constexpr uint32_t TILES = CONTRAST_DEPTH / 8, COLUMNS = CONTRAST_DIM / 8;
+
+template <class T>
+struct alignas(16) Stage {
+  T rows[CONTRAST_DEPTH][sizeof(T) == 4 ? CONTRAST_QUEUE_STRIDE : CONTRAST_QUEUE_STRIDE_16];
+};
+
+// Where dimension `at` of a query lies, so that it meets its like in a queue row: of 16-bit elements
+// a register holds dimensions 2k and 2k + 1, the k-th and (k + 4)-th of eight for the tensor cores.
+template <class T>
+__device__ uint32_t place(uint32_t at) {
+  if (sizeof(T) == 4) return at;
+  const uint32_t within = at % 8;
+  return at - within + within / 2 + within % 2 * 4;
+}
+
+// Copies `width` elements, a multiple of 8, of each queue row from `first` on, zeros past either end.
+template <class T>
+__device__ void fill(Stage<T>& to, const ContrastParams& p, uint32_t first, uint32_t width) {
+  constexpr uint32_t PER_CHUNK = 16 / sizeof(T);
+  const T* queue = static_cast<const T*>(p.queue);
+  if (p.queue_aligned) {
+    const uint32_t chunks = width / PER_CHUNK;
+    for (uint32_t i = threadIdx.x; i < CONTRAST_DEPTH * chunks; i += CONTRAST_THREADS) {
+      const uint32_t y = i / chunks, x = i % chunks * PER_CHUNK;
+      const bool inside = first + y < p.capacity && x < p.dim;
+      const T* source = inside ? queue + uint64_t(first + y) * p.dim + x : queue;
+      copy16(shared_address(&to.rows[y][x]), source, inside ? 16 : 0);
+    }
+  } else {
+    for (uint32_t i = threadIdx.x; i < CONTRAST_DEPTH * width; i += CONTRAST_THREADS) {
+      const uint32_t y = i / width, x = i % width;
+      const bool inside = first + y < p.capacity && x < p.dim;
+      to.rows[y][x] = inside ? queue[uint64_t(first + y) * p.dim + x] : from_float<T>(0.0f);
+    }
+  }
+}
+
+// Two dimensions of a queue row as the first product's operand.
+__device__ inline void load_pair(float (&b)[2], const float* row, uint32_t quad) {
+  b[0] = row[quad], b[1] = row[quad + 4];
+}
+
+template <class T>
+__device__ void load_pair(float (&b)[2], const T* row, uint32_t quad) {
+  b[0] = to_float(row[2 * quad]), b[1] = to_float(row[2 * quad + 1]);
+}
+
+// An element of the queue: those of 16 bits are TF32 numbers.
+template <class T>
+__device__ Split split_element(float x) {
+  if constexpr (sizeof(T) == 4) return split(x);
+  return {__float_as_uint(x), 0};
+}
+
+// One product of an f32 operand with the queue's; with EXACT of f32, the small ones first.
+template <class T, bool EXACT>
+__device__ void multiply(float (&sum)[4], const uint32_t (&a_high)[4], const uint32_t (&a_low)[4],
+                         const float (&b)[2]) {
+  const Split b0 = split_element<T>(b[0]), b1 = split_element<T>(b[1]);
+  const uint32_t b_high[2] = {b0.high, b1.high}, b_low[2] = {b0.low, b1.low};
+  if (EXACT && sizeof(T) == 4) mma_tf32(sum, a_high, b_low);
+  if (EXACT) mma_tf32(sum, a_low, b_high);
+  mma_tf32(sum, a_high, b_high);
+}
+
+// The logits of a warp's queries and a tile: the arithmetic of logits.cu, in its order.
+template <class T, bool EXACT>
+__device__ void logits_of(float (&logits)[TILES][4], const float* queries, const Stage<T>& stage,
+                          uint32_t width) {
+  const uint32_t group = threadIdx.x % WARP / 4, quad = threadIdx.x % 4;
+#pragma unroll 1
+  for (uint32_t step = 0; step < width; step += 8) {
+    uint32_t a_high[4], a_low[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t row = group + i % 2 * 8, column = step + quad + i / 2 * 4;
+      const Split parts = split(queries[row * CONTRAST_QUERY_STRIDE + column]);
+      a_high[i] = parts.high, a_low[i] = parts.low;
+    }
+#pragma unroll
+    for (uint32_t n = 0; n < TILES; ++n) {
+      float b[2];
+      load_pair(b, &stage.rows[n * 8 + group][step], quad);
+      multiply<T, EXACT>(logits[n], a_high, a_low, b);
+    }
+  }
+}
+
+// The exponentials' product with the tile. A lane holds of eight queue rows those at 2·quad and
+// 2·quad + 1: they go to the tensor cores as the quad-th and (quad + 4)-th.
+template <class T, bool EXACT>
+__device__ void weigh(float (&totals)[COLUMNS][4], const float (&weights)[TILES][4],
+                      const Stage<T>& stage, uint32_t width) {
+  const uint32_t group = threadIdx.x % WARP / 4, quad = threadIdx.x % 4;
+  uint32_t a_high[TILES][4], a_low[TILES][4];
+#pragma unroll
+  for (uint32_t n = 0; n < TILES; ++n) {
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      const Split parts = split(weights[n][i % 2 * 2 + i / 2]);
+      a_high[n][i] = parts.high, a_low[n][i] = parts.low;
+    }
+  }
+#pragma unroll
+  for (uint32_t column = 0; column < COLUMNS; ++column) {
+    if (column * 8 >= width) continue;
+    float sum[4] = {};
+#pragma unroll
+    for (uint32_t n = 0; n < TILES; ++n) {
+      const uint32_t row = n * 8 + 2 * quad, x = column * 8 + group;
+      const float b[2] = {to_float(stage.rows[row][x]), to_float(stage.rows[row + 1][x])};
+      multiply<T, EXACT>(sum, a_high[n], a_low[n], b);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) totals[column][i] += sum[i];
+  }
+}
+
+// Over the four lanes of a row, in a fixed tree.
+template <class T, class Combine>
+__device__ T quad_reduce(T x, Combine combine) {
+  x = combine(x, __shfl_xor_sync(ALL_LANES, x, 1));
+  return combine(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
+struct Plus {
+  template <class T>
+  __device__ T operator()(T a, T b) const { return a + b; }
+};
+
+struct Max {
+  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
+// With MAXIMA only the largest logit of each hot row; nothing where a block has none.
+template <class T, bool EXACT, bool MAXIMA>
+__device__ __forceinline__ void contrast(const ContrastParams& p) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  Stage<T>* ring = reinterpret_cast<Stage<T>*>(memory);
+  float* queries = reinterpret_cast<float*>(memory + CONTRAST_STAGES * sizeof(Stage<T>));
+  const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, quad = lane % 4;
+  const uint32_t first_query = blockIdx.x * CONTRAST_ROWS, split = blockIdx.y;
+  if (MAXIMA) {
+    const uint32_t row = first_query + threadIdx.x;
+    const bool hot = threadIdx.x < CONTRAST_ROWS && row < p.rows && p.hot[row];
+    if (!__syncthreads_or(hot)) return;
+  }
+  const uint32_t width = (p.dim + 7) / 8 * 8;
+  for (uint32_t i = threadIdx.x; i < CONTRAST_ROWS * width; i += CONTRAST_THREADS) {
+    const uint32_t y = i / width, x = i % width;
+    const bool inside = first_query + y < p.rows && x < p.dim;
+    queries[y * CONTRAST_QUERY_STRIDE + place<T>(x)] =
+        inside ? p.queries[uint64_t(first_query + y) * p.dim + x] : 0.0f;
+  }
+
+  const uint32_t all = (p.capacity + CONTRAST_DEPTH - 1) / CONTRAST_DEPTH;
+  const uint32_t stages = (all - split + p.splits - 1) / p.splits;
+  auto refill = [&](uint32_t stage) {
+    if (stage < stages) {
+      fill(ring[stage % CONTRAST_STAGES], p, (split + stage * p.splits) * CONTRAST_DEPTH, width);
+    }
+    copy_commit();
+  };
+
+  // Of the lane's two rows, eight apart.
+  uint32_t own[2], unmasked[2] = {0, 0};
+  float shift[2], largest[2] = {-CUDART_INF_F, -CUDART_INF_F};
+  double total[2] = {0.0, 0.0}, uniformity[2] = {0.0, 0.0};
+#pragma unroll
+  for (uint32_t half = 0; half < 2; ++half) {
+    const uint32_t row = min(first_query + warp * 16 + half * 8 + lane / 4, p.rows - 1);
+    own[half] = p.query_labels ? p.query_labels[row] : NO_LABEL;
+    shift[half] = MAXIMA ? 0.0f : p.shifts[row];
+  }
+  float sums[COLUMNS][4] = {};
+
+  for (uint32_t stage = 0; stage + 1 < CONTRAST_STAGES; ++stage) refill(stage);
+  for (uint32_t stage = 0; stage < stages; ++stage) {
+    copy_wait<CONTRAST_STAGES - 2>();
+    // Every thread's copies of this stage have arrived, and no thread reads the one before.
+    __syncthreads();
+    refill(stage + CONTRAST_STAGES - 1);
+    const Stage<T>& tile = ring[stage % CONTRAST_STAGES];
+    float logits[TILES][4] = {};
+    logits_of<T, EXACT>(logits, queries + warp * 16 * CONTRAST_QUERY_STRIDE, tile, width);
+
+    const uint32_t first = (split + stage * p.splits) * CONTRAST_DEPTH;
+    float tile_total[2] = {0.0f, 0.0f}, tile_uniformity[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (uint32_t n = 0; n < TILES; ++n) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i) {
+        const uint32_t half = i / 2, column = first + n * 8 + quad * 2 + i % 2;
+        // A label that is none equals nothing.
+        const bool taken = column < p.capacity &&
+                           (own[half] == NO_LABEL || p.queue_labels[column] != own[half]);
+        const float logit = logits[n][i];
+        logits[n][i] = 0.0f;
+        if (!taken) continue;
+        largest[half] = fmaxf(largest[half], logit);
+        ++unmasked[half];
+        if (MAXIMA) continue;
+        const float exponential = exp2f((logit - shift[half]) * p.exponent_scale);
+        logits[n][i] = exponential;
+        tile_total[half] += exponential;
+        if (p.uniformity) tile_uniformity[half] += exp2f((logit - shift[half]) * p.uniformity_scale);
+      }
+    }
+    if constexpr (!MAXIMA) {
+#pragma unroll
+      for (uint32_t half = 0; half < 2; ++half) {
+        total[half] += double(tile_total[half]);
+        uniformity[half] += double(tile_uniformity[half]);
+      }
+      weigh<T, EXACT>(sums, logits, tile, width);
+    }
+  }
+
+#pragma unroll
+  for (uint32_t half = 0; half < 2; ++half) {
+    const uint32_t row = first_query + warp * 16 + half * 8 + lane / 4;
+    const float row_largest = quad_reduce(largest[half], Max());
+    const uint32_t row_unmasked = quad_reduce(unmasked[half], Plus());
+    const double row_total = quad_reduce(total[half], Plus());
+    const double row_uniformity = quad_reduce(uniformity[half], Plus());
+    if (row >= p.rows) continue;
+    const uint64_t at = uint64_t(row) * p.splits + split;
+    if (quad == 0) p.maxima[at] = row_largest;
+    if constexpr (MAXIMA) continue;
+    if (quad == 0) {
+      p.unmasked[at] = row_unmasked;
+      p.totals[at] = row_total;
+      if (p.uniformity) p.uniformity[at] = row_uniformity;
+    }
+    float* out = p.sums + (uint64_t(split) * p.rows + row) * p.dim;
+#pragma unroll
+    for (uint32_t n = 0; n < COLUMNS; ++n) {
+#pragma unroll
+      for (uint32_t i = 0; i < 2; ++i) {
+        const uint32_t column = n * 8 + quad * 2 + i;
+        if (column < p.dim) out[column] = sums[n][half * 2 + i];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+// Named by the queue's type, the precision, and `maxima` for the pass before.
+#define CONTRAST(T, precision, exact)                                        \
+  extern "C" __global__ void __launch_bounds__(CONTRAST_THREADS, 2)          \
+      contrast_##T##_##precision(const __grid_constant__ ContrastParams p) { \
+    contrast<T, exact, false>(p);                                            \
+  }                                                                          \
+  extern "C" __global__ void __launch_bounds__(CONTRAST_THREADS, 2)          \
+      contrast_##T##_##precision##_maxima(const __grid_constant__ ContrastParams p) { \
+    contrast<T, exact, true>(p);                                             \
+  }
+
+using f32 = float;
+CONTRAST(f32, exact, true)
+CONTRAST(f16, exact, true)
+CONTRAST(bf16, exact, true)
+CONTRAST(f32, tensor, false)
+CONTRAST(f16, tensor, false)
+CONTRAST(bf16, tensor, false)
+
+// A thread takes a row: its bound, and whether exponentials relative to it could be too small.
+extern "C" __global__ void __launch_bounds__(BOUND_THREADS, 4)
+    bound_logits(const __grid_constant__ BoundParams p) {
+  const uint32_t row = blockIdx.x * BOUND_THREADS + threadIdx.x;
+  if (row >= p.rows) return;
+  float longest = 0.0f;
+  for (uint32_t i = 0; i < p.longest_splits; ++i) longest = fmaxf(longest, p.longest[i]);
+  const double bound = sqrt(p.query_squares[row]) * sqrt(double(longest));
+  const bool faulty = p.faults[row] != 0;
+  // No logit is further from the bound than twice the bound.
+  p.hot[row] = !faulty && !(2.0 * bound <= double(p.most));
+  p.shifts[row] = faulty ? 0.0f : __double2float_ru(bound);
+}
+
+// A thread takes a row: where it is hot, its shift is its largest logit.
+extern "C" __global__ void __launch_bounds__(BOUND_THREADS, 4)
+    settle_shifts(const __grid_constant__ BoundParams p) {
+  const uint32_t row = blockIdx.x * BOUND_THREADS + threadIdx.x;
+  if (row >= p.rows || !p.hot[row]) return;
+  float largest = -CUDART_INF_F;
+  for (uint32_t i = 0; i < p.splits; ++i) {
+    largest = fmaxf(largest, p.maxima[uint64_t(row) * p.splits + i]);
+  }
+  // Of a row without negatives no exponential is taken.
+  p.shifts[row] = isfinite(largest) ? largest : 0.0f;
+}
