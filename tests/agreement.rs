@@ -6,7 +6,7 @@ mod common;
 
 use common::Backend;
 use common::cases::{Case, Labels, Recipe, Ties};
-use common::cuda::Cuda;
+use common::cuda::CUDA;
 use common::oracle::boundary_gap;
 use common::reference::{Problem, RowDraws, norm};
 use common::tolerance::{Arithmetic, bounds, golden, golden_synthetic};
@@ -41,7 +41,7 @@ fn over_the_lists_of(gpu: &Output, case: &Case) -> Output {
 fn compare(case: &Case) -> usize {
     let problem = Problem::new(case);
     let (dim, n) = (case.queue.dim(), problem.hardest);
-    let gpu = Cuda.step(case).expect("a valid case");
+    let gpu = CUDA.step(case).expect("a valid case");
     let own = cpu::Step::new(case.config.clone())
         .run(&case.batch(), &case.queue, &case.draws)
         .expect("a valid case");

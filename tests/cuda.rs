@@ -4,7 +4,7 @@
 mod common;
 
 use common::cases::{Case, DrawKind, Labels, Recipe, gaussian, small_integers, unit_rows};
-use common::cuda::{Cuda, alone, device, is_softgpu, to_host, under_all_schedules};
+use common::cuda::{CUDA, alone, device, is_softgpu, to_host, under_all_schedules};
 use common::oracle::exact;
 use common::{Backend, assert_same_bits, bits};
 use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr};
@@ -418,10 +418,10 @@ fn what_lies_around_the_inputs_is_neither_read_nor_written() {
         let Draws::Given(given) = &case.draws else {
             unreachable!("the recipe gives its draws")
         };
-        let alone_ranked = Cuda
+        let alone_ranked = CUDA
             .rank(&case.queries, &case.queue, 20, case.oracle_labels())
             .expect("ranked");
-        let alone_mixed = Cuda
+        let alone_mixed = CUDA
             .mix(&batch, &case.queue, &alone_ranked, config, &case.draws)
             .expect("mixed");
         let rng = &mut fastrand::Rng::with_seed(12);
@@ -489,20 +489,20 @@ fn what_lies_around_the_inputs_is_neither_read_nor_written() {
         });
         step.run(&there, &queue, &draws).expect("queued");
         let own = step.read().expect("an output");
-        let fresh = Cuda.step(&case).expect("an output");
+        let fresh = CUDA.step(&case).expect("an output");
         assert_same_bits(&own, &fresh, "given draws");
 
         spoil(&mut step);
         step.run(&there, &queue, &cuda::Draws::Seeded(&seeded))
             .expect("queued");
         let own = step.read().expect("an output");
-        let fresh = Cuda.step(&drawn).expect("an output");
+        let fresh = CUDA.step(&drawn).expect("an output");
         assert_same_bits(&own, &fresh, "seeded draws");
 
         spoil(&mut step);
         cuda::info_nce(&mut step, &there, &queue, &mixed, &query_mixed).expect("queued");
         let own = step.read().expect("an output");
-        let fresh = Cuda.info_nce(&batch, &case.queue, &alone_mixed, config);
+        let fresh = CUDA.info_nce(&batch, &case.queue, &alone_mixed, config);
         assert_same_bits(&own, &fresh.expect("an output"), "given features");
 
         let mut work = Workspace::new(device()).expect("a workspace");

@@ -67,6 +67,9 @@ pub struct Cuda {
     pub fused: bool,
 }
 
+/// The path that steps take by themselves.
+pub const CUDA: Cuda = Cuda { fused: false };
+
 impl super::Backend for Cuda {
     fn name(&self) -> &'static str {
         if self.fused { "cuda, fused" } else { "cuda" }

@@ -140,7 +140,7 @@ pub fn backends() -> Vec<Box<dyn Backend>> {
     #[allow(unused_mut, reason = "there may be only one")]
     let mut found: Vec<Box<dyn Backend>> = vec![Box::new(Cpu)];
     #[cfg(feature = "cuda")]
-    found.push(Box::new(cuda::Cuda { fused: false }));
+    found.push(Box::new(cuda::CUDA));
     #[cfg(feature = "cuda")]
     found.push(Box::new(cuda::Cuda { fused: true }));
     let names: Vec<_> = found.iter().map(|backend| backend.name()).collect();
