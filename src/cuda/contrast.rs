@@ -97,9 +97,10 @@ impl Part<'_> {
             threads: BOUND_THREADS,
             shared: 0,
         };
-        let (element, stride) = match self.dtype {
-            DType::F32 => (4, CONTRAST_QUEUE_STRIDE),
-            DType::F16 | DType::Bf16 => (2, CONTRAST_QUEUE_STRIDE_16),
+        let element = self.dtype.bytes();
+        let stride = match self.dtype {
+            DType::F32 => CONTRAST_QUEUE_STRIDE,
+            DType::F16 | DType::Bf16 => CONTRAST_QUEUE_STRIDE_16,
         };
         let aligned = (self.queue as usize).is_multiple_of(16)
             && (self.shape.dim * element).is_multiple_of(16);
