@@ -39,21 +39,28 @@ pub struct Input {
     pub queries: Vec<f32>,
     pub keys: Vec<f32>,
     pub queue: Queue,
+    pub dim: usize,
 }
 
 impl Input {
     /// `rows` queries with their keys against a queue of `capacity` rows; always the same ones.
     pub fn new(features: Features, capacity: usize, rows: usize) -> Self {
+        Self::with_dim(features, capacity, rows, DIM)
+    }
+
+    /// [`Input::new`] of another dimension; real features have [`DIM`].
+    pub fn with_dim(features: Features, capacity: usize, rows: usize, dim: usize) -> Self {
         let (queries, keys, queue) = match features {
             Features::Random => {
                 let random = |count, seed| {
-                    Queue::random(count, DIM, DType::F32, seed).expect("positive sizes")
+                    Queue::random(count, dim, DType::F32, seed).expect("positive sizes")
                 };
                 let queries = random(rows, 1).rows().to_f32();
                 let keys = random(rows, 2).rows().to_f32();
                 (queries, keys, random(capacity, 3))
             }
             Features::Real => {
+                assert_eq!(dim, DIM, "real features");
                 let (train, test) = real_features();
                 let queue = Rows::F32(noisy(&train, capacity, 3));
                 let queue = Queue::from_rows(queue, DIM).expect("finite rows");
@@ -65,11 +72,12 @@ impl Input {
             queries,
             keys,
             queue,
+            dim,
         }
     }
 
     pub fn batch(&self) -> Batch<'_> {
-        Batch::new(&self.queries, &self.keys, DIM).expect("as many keys as queries")
+        Batch::new(&self.queries, &self.keys, self.dim).expect("as many keys as queries")
     }
 }
 

@@ -1,36 +1,20 @@
-//! A step of plain MoCo against MoCHi with every setting of the paper.
-//!
-//! `cargo bench -p hardmix --bench step` is criterion's run. `cargo bench --bench step -- --json` takes all
-//! contestants in turn, several times over, and prints a line of JSON a shape with every time in
-//! milliseconds: what is compared then met the same weather.
-
-mod common;
+//! On the CPU.
 
 use std::path::Path;
 use std::time::Instant;
 
-use common::{DIM, Features, Input, products, settings};
 use criterion::{BenchmarkId, Criterion};
 use hardmix::{Draws, cpu};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, json};
 
+use crate::USAGE;
+use crate::common::{DIM, Features, Input, products, settings};
+
 /// (K, B): the paper's ImageNet-1K, its ImageNet-100 queue, and a small batch.
 const SHAPES: [(usize, usize); 3] = [(65_536, 256), (16_384, 256), (65_536, 32)];
 
-const USAGE: &str = "cargo bench -p hardmix --bench step -- [--json [--features random|real] [--shape K,B] \
-                     [--only NAME]… [--rounds R] | --write FILE]";
-
-fn main() {
-    let mut arguments = std::env::args().skip(1).peekable();
-    match arguments.peek().map(String::as_str) {
-        Some("--json") => json_lines(arguments.skip(1)),
-        Some("--write") => write(arguments.nth(1).as_deref().expect(USAGE)),
-        _ => criterion(&mut Criterion::default().configure_from_args()),
-    }
-}
-
-fn criterion(criterion: &mut Criterion) {
+pub fn criterion(criterion: &mut Criterion) {
     for features in Features::ALL {
         for (capacity, rows) in SHAPES {
             let input = Input::new(features, capacity, rows);
@@ -62,7 +46,7 @@ fn loss(step: &mut cpu::Step, input: &Input) -> f32 {
     output.loss().expect("finite rows")
 }
 
-fn json_lines(mut arguments: impl Iterator<Item = String>) {
+pub fn json_lines(mut arguments: impl Iterator<Item = String>) {
     let mut features = Features::ALL.to_vec();
     let mut shapes = SHAPES.to_vec();
     let mut only: Vec<String> = Vec::new();
@@ -138,7 +122,7 @@ fn milliseconds(started: Instant) -> f64 {
 }
 
 /// Writes the first input, for the scripts in benches/peers.
-fn write(path: &str) {
+pub fn write(path: &str) {
     let (capacity, rows) = SHAPES[0];
     let input = Input::new(Features::Random, capacity, rows);
     let queue = input.queue.rows().to_f32();
