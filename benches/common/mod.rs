@@ -84,9 +84,9 @@ impl Input {
 /// The features of training and of test images.
 fn real_features() -> (Vec<f32>, Vec<f32>) {
     const TRAIN_ROWS: usize = 4000;
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fashion_features.safetensors");
-    let file = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    // Cargo runs benches at the root of the package, and so do those who carry them elsewhere.
+    let path = Path::new("tests/data/fashion_features.safetensors");
+    let file = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let tensors = SafeTensors::deserialize(&file).expect("a safetensors file");
     let features = tensors.tensor("features").expect("a tensor `features`");
     assert_eq!(features.shape()[1], DIM);

@@ -1,87 +1,122 @@
 #!/usr/bin/env python3
-"""PyTorch's side on a GPU: the operators that the benches `rank`, `mix` and `info_nce` time.
+"""PyTorch's side on a GPU: the step of torch_step.py, and the operators that our benches time alone.
 
-    torch_gpu.py [--rounds R]
+    torch_gpu.py [--shape K,B,d]... [--dtype f32|tf32|bf16]... [--setting N,s,s'] [--rounds R]
+                 [--compile] [--device cpu]
 
-torch.topk of logits; gather, mix and normalise; product and cross entropy, forward and backward. Each
-is timed by the GPU's events, after a warm-up, on random unit rows; prints a line of JSON with the
-device and every median in microseconds. Without a GPU it says so and stops.
+MoCo and MoCHi, forward and backward with respect to the queries, eager and with --compile also through
+torch.compile with CUDA graphs (mode "reduce-overhead"); the two matrix products and torch.topk alone,
+which is the least that a step of separate kernels can take; topk of given logits; gather, mix and
+normalise. All are taken in turn, on random unit rows, and timed by the GPU's events. Prints a line of
+JSON a shape and type, times in microseconds. --device cpu is for trying the script, its times are the
+CPU's.
 """
 
 import argparse
+import functools
 import json
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
+from torch_step import moco, mochi, product
 
-DIM, TEMPERATURE = 128, 0.2
-SHAPES = [(65536, 256), (16384, 256), (65536, 32)]
-HARDEST, MIXED, QUERY_MIXED = 1024, 1024, 128
+SHAPES = ["65536,256,128", "65536,32,128", "16384,256,128"]
+DTYPES = {"f32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
-def median_us(work, rounds):
-    for _ in range(3):
+def time_us(work, device):
+    if device == "cpu":
+        started = time.perf_counter()
         work()
-    times = []
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3)
-    return sorted(times)[rounds // 2]
+        return 1e6 * (time.perf_counter() - started)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) * 1e3
 
 
-def measure(capacity, rows, dtype, rounds):
+def measure(capacity, rows, dim, dtype, setting, arguments):
+    device = arguments.device
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    hardest, mixed, query_mixed = setting
+
     def unit(n):
-        return F.normalize(torch.randn(n, DIM, device="cuda"), dim=1)
+        return F.normalize(torch.randn(n, dim, device=device), dim=1)
 
-    queue, queries, keys = unit(capacity).to(dtype), unit(rows), unit(rows)
-    logits = queries.to(dtype) @ queue.t()
-    hardest = logits.topk(HARDEST, dim=1).indices
+    queue, queries, keys = unit(capacity).to(DTYPES[dtype]), unit(rows), unit(rows)
+    queries.requires_grad_()
+    with torch.no_grad():
+        logits = product(queries, queue)
+        nearest = logits.topk(hardest, dim=1).indices
 
+    def step(loss, *settings):
+        queries.grad = None
+        loss(queries, keys, queue, *settings).backward()
+
+    @torch.no_grad()
+    def floor(ranks):
+        logits = queries.to(queue.dtype) @ queue.t()
+        if ranks:
+            logits.float().topk(hardest, dim=1)
+        logits @ queue
+
+    @torch.no_grad()
     def mix():
-        first, second = (torch.randint(HARDEST, (rows, MIXED), device="cuda") for _ in range(2))
-        pick = torch.randint(HARDEST, (rows, QUERY_MIXED), device="cuda")
-        alpha = torch.rand(rows, MIXED, 1, device="cuda")
-        beta = torch.rand(rows, QUERY_MIXED, 1, device="cuda") / 2
-        of = lambda positions: queue[hardest.gather(1, positions)].float()
-        mixed = F.normalize(alpha * of(first) + (1 - alpha) * of(second), dim=2)
-        query_mixed = F.normalize(beta * queries[:, None] + (1 - beta) * of(pick), dim=2)
-        return mixed, query_mixed
+        first, second = torch.randint(hardest, (2, rows, mixed), device=device)
+        pick = torch.randint(hardest, (rows, query_mixed), device=device)
+        alpha = torch.rand(rows, mixed, 1, device=device)
+        beta = torch.rand(rows, query_mixed, 1, device=device) / 2
+        of = lambda positions: queue[nearest.gather(1, positions)].float()
+        F.normalize(alpha * of(first) + (1 - alpha) * of(second), dim=2)
+        F.normalize(beta * queries[:, None] + (1 - beta) * of(pick), dim=2)
 
-    def cross_entropy():
-        leaf = queries.detach().requires_grad_()
-        positive = (leaf * keys).sum(dim=1, keepdim=True)
-        negatives = (leaf.to(dtype) @ queue.t()).float()
-        target = torch.zeros(rows, dtype=torch.long, device="cuda")
-        F.cross_entropy(torch.cat([positive, negatives], dim=1) / TEMPERATURE, target).backward()
-        return leaf.grad
-
-    return {
-        "capacity": capacity,
-        "rows": rows,
-        "dtype": str(dtype),
-        "topk_us": median_us(lambda: logits.float().topk(HARDEST, dim=1), rounds),
-        "mix_us": median_us(mix, rounds),
-        "cross_entropy_us": median_us(cross_entropy, rounds),
+    contestants = {
+        "moco": functools.partial(step, moco),
+        "mochi": functools.partial(step, mochi, *setting),
+        "products": functools.partial(floor, False),
+        "products and topk": functools.partial(floor, True),
+        "topk": lambda: logits.topk(hardest, dim=1),
+        "mix": mix,
     }
+    if arguments.compile:
+        compiled = functools.partial(torch.compile, mode="reduce-overhead", dynamic=False)
+        contestants["moco, compiled"] = functools.partial(step, compiled(moco))
+        contestants["mochi, compiled"] = functools.partial(step, compiled(mochi), *setting)
+    times = {name: [] for name in contestants}
+    # The first rounds warm up; a compiled step is captured in its third.
+    for at in range(-3, arguments.rounds):
+        for name, work in contestants.items():
+            taken = time_us(work, device)
+            if at >= 0:
+                times[name].append(round(taken, 2))
+    torch.compiler.reset()
+    return {"capacity": capacity, "rows": rows, "dim": dim, "dtype": dtype, "times": times}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=50)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", action="append", metavar="K,B,d")
+    parser.add_argument("--dtype", action="append", choices=DTYPES)
+    parser.add_argument("--setting", default="1024,1024,128", metavar="N,s,s'")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no GPU, nothing is measured")
-    results = [
-        measure(capacity, rows, dtype, arguments.rounds)
-        for capacity, rows in SHAPES
-        for dtype in (torch.float32, torch.bfloat16)
-    ]
-    print(json.dumps({"device": torch.cuda.get_device_name(), "results": results}))
+    name = "cpu" if arguments.device == "cpu" else torch.cuda.get_device_name()
+    setting = tuple(int(x) for x in arguments.setting.split(","))
+    for shape in arguments.shape or SHAPES:
+        for dtype in arguments.dtype or DTYPES:
+            sizes = (int(x) for x in shape.split(","))
+            line = measure(*sizes, dtype, setting, arguments)
+            print(json.dumps({"device": name, "torch": torch.__version__, **line}), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ TEMPERATURE = 0.2
 
 def cross_entropy(logits):
     """Column 0 is the positive."""
-    target = torch.zeros(logits.shape[0], dtype=torch.long)
+    target = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
     return F.cross_entropy(logits / TEMPERATURE, target)
 
 
 def real_logits(queries, keys, queue):
     positive = (queries * keys).sum(dim=1, keepdim=True)
-    return positive, queries @ queue.t()
+    return positive, product(queries, queue)
 
 
 def moco(queries, keys, queue):
@@ -37,7 +37,7 @@ def moco(queries, keys, queue):
 
 def gather(queue, hardest, positions):
     """The features of each row's hardest at these positions, [B, s, d]."""
-    return queue[hardest.gather(1, positions)]
+    return queue[hardest.gather(1, positions)].float()
 
 
 def mochi(queries, keys, queue, hardest, mixed, query_mixed):
@@ -45,12 +45,13 @@ def mochi(queries, keys, queue, hardest, mixed, query_mixed):
     rows = queries.shape[0]
     with torch.no_grad():
         nearest = negative.topk(hardest, dim=1).indices
-        first, second = torch.randint(hardest, (2, rows, mixed))
-        alpha = torch.rand(rows, mixed, 1)
+        device = queries.device
+        first, second = torch.randint(hardest, (2, rows, mixed), device=device)
+        alpha = torch.rand(rows, mixed, 1, device=device)
         h = alpha * gather(queue, nearest, first) + (1 - alpha) * gather(queue, nearest, second)
         h = F.normalize(h, dim=2)
-        pick = torch.randint(hardest, (rows, query_mixed))
-        beta = 0.5 * torch.rand(rows, query_mixed, 1)
+        pick = torch.randint(hardest, (rows, query_mixed), device=device)
+        beta = 0.5 * torch.rand(rows, query_mixed, 1, device=device)
         h_query = beta * queries[:, None] + (1 - beta) * gather(queue, nearest, pick)
         h_query = F.normalize(h_query, dim=2)
     synthetic = [torch.bmm(x, queries[:, :, None]).squeeze(2) for x in (h, h_query)]
@@ -58,7 +59,8 @@ def mochi(queries, keys, queue, hardest, mixed, query_mixed):
 
 
 def product(queries, queue):
-    return queries @ queue.t()
+    """In the queue's type; the rest is f32."""
+    return (queries.to(queue.dtype) @ queue.t()).float()
 
 
 def timed(function):
