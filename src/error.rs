@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use rayon::prelude::*;
+
 /// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -234,22 +236,42 @@ pub(crate) fn elements(argument: &'static str, rows: usize, width: usize) -> Res
     })
 }
 
+/// Elements that one thread writes rather than wake another.
+const FILLED_ALONE: usize = 1 << 16;
+
 /// `rows · width` copies of a value, or an error where there is no memory for them.
-pub(crate) fn filled<T: Clone>(
+pub(crate) fn filled<T: Copy + Send + Sync>(
+    argument: &'static str,
+    rows: usize,
+    width: usize,
+    value: T,
+) -> Result<Vec<T>> {
+    refilled(Vec::new(), argument, rows, width, value)
+}
+
+/// [`filled`], in memory that is there already as far as it suffices.
+pub(crate) fn refilled<T: Copy + Send + Sync>(
+    mut data: Vec<T>,
     argument: &'static str,
     rows: usize,
     width: usize,
     value: T,
 ) -> Result<Vec<T>> {
     let len = elements(argument, rows, width)?;
-    let mut data = Vec::new();
+    data.clear();
     data.try_reserve_exact(len)
         .map_err(|_| Error::OutOfMemory {
             argument,
             rows,
             width,
         })?;
-    data.resize(len, value);
+    if len > FILLED_ALONE {
+        // New memory comes from the operating system page by page as it is first written: all
+        // threads ask for it.
+        data.par_extend(rayon::iter::repeat_n(value, len).with_min_len(FILLED_ALONE));
+    } else {
+        data.resize(len, value);
+    }
     Ok(data)
 }
 

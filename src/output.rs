@@ -49,7 +49,7 @@ pub enum Status {
 }
 
 /// The result of a step over a batch of B rows of dimension d.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Output {
     pub(crate) reduced_loss: f32,

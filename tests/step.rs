@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use common::cases::{Case, DrawKind, Labels, Norms, Recipe, Ties, recipes, unit_rows};
 use common::compare::{self, Tally};
 use common::{Backend, backends, properties};
-use hardmix::{Config, DType, Draws, QueryGradient, Queue, Reduction, Rows};
+use hardmix::{Batch, Config, DType, Draws, QueryGradient, Queue, Reduction, Rows, cpu};
 use proptest::prelude::*;
 
 fn run(backend: &dyn Backend, case: &Case) -> Result<Tally, String> {
@@ -625,5 +625,36 @@ mod on_the_device {
             let error = step.read().expect_err(expected);
             assert_eq!(error.to_string(), expected);
         }
+    }
+}
+
+/// Every kind of leftover: more and fewer rows, hardest and synthetic negatives, NaN, key gradients.
+#[test]
+fn a_recycled_output_leaves_no_trace() {
+    let queue = Queue::random(300, 16, DType::F32, 1).expect("a queue");
+    let mochi =
+        |hardest, mixed, query_mixed| Config::mochi(hardest, mixed, query_mixed).expect("settings");
+    let settings = [
+        (40, mochi(200, 3000, 500).with_key_gradient(true)),
+        (3, mochi(10, 20, 5)),
+        (70, Config::moco()),
+        (50, mochi(300, 2000, 1500).with_matching_probability(true)),
+        (40, mochi(200, 3000, 500).with_key_gradient(true)),
+    ];
+    let mut reused = cpu::Step::new(Config::moco());
+    for (at, (rows, config)) in settings.into_iter().enumerate() {
+        let rng = &mut fastrand::Rng::with_seed(at as u64);
+        let (mut queries, keys) = (unit_rows(rng, rows, 16), unit_rows(rng, rows, 16));
+        queries[16] = f32::NAN;
+        let batch = Batch::new(&queries, &keys, 16).expect("a batch");
+        let draws = Draws::seeded(5, at as u64).expect("draws");
+        let fresh = cpu::Step::new(config.clone()).run(&batch, &queue, &draws);
+        let fresh = fresh.expect("an output");
+        reused.set_config(config);
+        let own = reused.run(&batch, &queue, &draws).expect("an output");
+        common::assert_same_bits(&own, &fresh, &format!("batch {at}"));
+        assert_eq!(own.draws.alpha.len(), fresh.draws.alpha.len(), "batch {at}");
+        assert_eq!(own.hits, fresh.hits, "batch {at}");
+        reused.recycle(own);
     }
 }

@@ -43,7 +43,9 @@ fn loss(step: &mut cpu::Step, input: &Input) -> f32 {
     let output = step
         .run(&input.batch(), &input.queue, &draws)
         .expect("a valid input");
-    output.loss().expect("finite rows")
+    let loss = output.loss().expect("finite rows");
+    step.recycle(output);
+    loss
 }
 
 pub fn json_lines(mut arguments: impl Iterator<Item = String>) {

@@ -277,7 +277,9 @@ pub unsafe extern "C" fn hardmix_step(
         let computed = step.run(&batch, &queue, &draws)?;
         // SAFETY: checked, and the header's contract.
         unsafe { output.write(&computed) };
-        computed.loss()?;
+        let loss = computed.loss();
+        step.recycle(computed);
+        loss?;
         Ok(())
     })
 }

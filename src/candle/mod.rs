@@ -178,7 +178,9 @@ impl Loss {
             draws,
             shape,
         };
-        self.last = Last::Nowhere;
+        if let Last::Cpu(output) = std::mem::replace(&mut self.last, Last::Nowhere) {
+            self.step.recycle(*output);
+        }
         let fused = match queue.place() {
             queue::Place::Cpu(queue) => self.run_cpu(inputs, queue)?,
             #[cfg(feature = "candle-cuda")]

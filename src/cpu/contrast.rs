@@ -155,6 +155,7 @@ pub(super) struct Partial {
     logits: Aligned,
     tile: Aligned,
     passing: Vec<u32>,
+    positions: Vec<u32>,
 }
 
 impl Default for Partial {
@@ -170,6 +171,7 @@ impl Default for Partial {
             logits: Aligned::default(),
             tile: Aligned::default(),
             passing: Vec::new(),
+            positions: Vec::new(),
         }
     }
 }
@@ -226,7 +228,8 @@ impl Partial {
                 let passing = &mut self.passing[..count.div_ceil(vector::CHUNK) * width];
                 let thresholds = &block.thresholds[..width];
                 vector::filter(logits, width, thresholds, &mut maxima[..width], passing);
-                emit(logits, passing, block, start, &mut self.candidates);
+                let (positions, candidates) = (&mut self.positions, &mut self.candidates);
+                emit(logits, passing, block, start, positions, candidates);
             } else {
                 vector::maxima(logits, width, &mut maxima[..width]);
             }
@@ -322,28 +325,20 @@ fn emit(
     passing: &[u32],
     block: &Block,
     first: usize,
+    positions: &mut Vec<u32>,
     candidates: &mut [Vec<Candidate>],
 ) {
     let width = block.width;
-    // Two words at a time: how many bits a word has is unpredictable, and costs per word, not per bit.
-    for (pair, words) in passing.chunks(2 * width).enumerate() {
-        let (low, high) = words.split_at(width);
-        for (lane, found) in candidates[..block.rows.len()].iter_mut().enumerate() {
-            let high = high
-                .get(lane)
-                .map_or(0, |&word| u64::from(word) << vector::CHUNK);
-            let mut word = u64::from(low[lane]) | high;
-            while word != 0 {
-                let row = 2 * pair * vector::CHUNK + word.trailing_zeros() as usize;
-                word &= word - 1;
-                let logit = logits[row * width + lane];
-                if logit > f32::NEG_INFINITY {
-                    found.push(Candidate {
-                        logit,
-                        index: (first + row) as u32,
-                    });
-                }
-            }
+    for (lane, found) in candidates[..block.rows.len()].iter_mut().enumerate() {
+        let count = vector::positions(passing, width, lane, positions);
+        let passed = positions[..count].iter().map(|&row| Candidate {
+            logit: logits[row as usize * width + lane],
+            index: first as u32 + row,
+        });
+        if block.thresholds[lane] == f32::NEG_INFINITY {
+            found.extend(passed.filter(|candidate| candidate.logit > f32::NEG_INFINITY));
+        } else {
+            found.extend(passed);
         }
     }
 }

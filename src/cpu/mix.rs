@@ -9,7 +9,7 @@ use super::vector;
 use crate::batch::Batch;
 use crate::config::{Config, QueryGradient};
 use crate::draws::{self, Draws, GivenDraws};
-use crate::error::{Error, Result, elements, filled};
+use crate::error::{Error, Result, elements, filled, refilled};
 use crate::queue::Queue;
 
 /// A mixture shorter than this is the zero vector (method: Loss, 3).
@@ -70,7 +70,7 @@ pub fn mix(
             0.0,
         )?,
     };
-    let mut used = empty_draws(rows, mixed, query_mixed)?;
+    let mut used = empty_draws(GivenDraws::default(), rows, mixed, query_mixed)?;
     let own: Vec<_> = rows_mut(&mut synthetic.mixed, rows)
         .into_iter()
         .zip(rows_mut(&mut synthetic.query_mixed, rows))
@@ -144,13 +144,19 @@ pub(super) fn rows_mut<T>(data: &mut [T], rows: usize) -> Vec<&mut [T]> {
         .collect()
 }
 
-pub(super) fn empty_draws(rows: usize, mixed: usize, query_mixed: usize) -> Result<GivenDraws> {
+/// Room for the draws of a batch, in memory that is there already as far as it suffices.
+pub(super) fn empty_draws(
+    spare: GivenDraws,
+    rows: usize,
+    mixed: usize,
+    query_mixed: usize,
+) -> Result<GivenDraws> {
     Ok(GivenDraws {
-        first: filled("mixed", rows, mixed, 0)?,
-        second: filled("mixed", rows, mixed, 0)?,
-        alpha: filled("mixed", rows, mixed, 0.0)?,
-        pick: filled("query_mixed", rows, query_mixed, 0)?,
-        beta: filled("query_mixed", rows, query_mixed, 0.0)?,
+        first: refilled(spare.first, "mixed", rows, mixed, 0)?,
+        second: refilled(spare.second, "mixed", rows, mixed, 0)?,
+        alpha: refilled(spare.alpha, "mixed", rows, mixed, 0.0)?,
+        pick: refilled(spare.pick, "query_mixed", rows, query_mixed, 0)?,
+        beta: refilled(spare.beta, "query_mixed", rows, query_mixed, 0.0)?,
     })
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::contrast::{Block, Candidate, Partial, Pass, run_blocks};
-use super::{LANES, sample};
+use super::{LANES, sample, vector};
 use crate::error::{Error, Result, elements, expect_length, filled, first_non_finite, whole_rows};
 use crate::queue::{NO_ROW, Queue};
 
@@ -237,22 +237,31 @@ pub(super) fn select(parts: &[&[Candidate]], indices: &mut [u32], logits: &mut [
     if count == 0 {
         return 0;
     }
+    let mut sorted = keys.clone();
     let rank = keys.len() - count;
-    let (_, &mut boundary, above) = keys.select_nth_unstable(rank);
+    let (_, &mut boundary, above) = sorted.select_nth_unstable(rank);
     // Those at the boundary's own value are taken by lower index, as many as are still free.
     let mut ties = count - above.iter().filter(|&&key| key > boundary).count();
-    // Every candidate is written and the cursor moves past those that stay: which stay is as good
-    // as random, and a branch on it would be mispredicted every other time.
-    let mut at = 0;
-    for candidate in parts.iter().copied().flatten() {
-        if at == count {
-            break;
+    let (mut keys, mut at) = (&*keys, 0);
+    for part in parts {
+        for candidates in part.chunks(u64::BITS as usize) {
+            let own;
+            (own, keys) = keys.split_at(candidates.len());
+            let (mut taken, mut equal) = vector::compare(own, boundary);
+            while equal != 0 && ties > 0 {
+                taken |= equal & equal.wrapping_neg();
+                equal &= equal - 1;
+                ties -= 1;
+            }
+            // Which stay is as good as random: their number is mispredicted once a word, not each.
+            let end = at + taken.count_ones() as usize;
+            for (index, logit) in indices[at..end].iter_mut().zip(&mut logits[at..end]) {
+                let candidate = candidates[taken.trailing_zeros() as usize];
+                (*index, *logit) = (candidate.index, candidate.logit);
+                taken &= taken - 1;
+            }
+            at = end;
         }
-        let key = ordered_key(candidate.logit);
-        let tie = key == boundary && ties > 0;
-        (indices[at], logits[at]) = (candidate.index, candidate.logit);
-        at += usize::from(key > boundary || tie);
-        ties -= usize::from(tie);
     }
     debug_assert_eq!(at, count);
     count

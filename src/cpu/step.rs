@@ -12,8 +12,8 @@ use super::sample;
 use crate::batch::Batch;
 use crate::config::{Config, Reduction};
 use crate::draws::Draws;
-use crate::error::{Error, Result, filled};
-use crate::output::{Metrics, Output, Status};
+use crate::error::{Error, Result, filled, refilled};
+use crate::output::{Output, Status};
 use crate::queue::{NO_LABEL, NO_ROW, Queue};
 use crate::report::{Figures, UNIFORMITY_FACTOR, report};
 
@@ -44,6 +44,8 @@ pub struct Step {
     hardest_logits: Vec<f32>,
     /// One a thread, so that no lock is ever waited for.
     mixers: Vec<Mutex<Mixer>>,
+    /// An output that is no longer needed, for its memory.
+    spare: Option<Output>,
 }
 
 /// What the pass over the queue found for one row; its Σ e^{(l − shift)/τ}·n lies where the row's
@@ -88,6 +90,7 @@ impl Step {
             partials: Vec::new(),
             hardest_logits: Vec::new(),
             mixers: Vec::new(),
+            spare: None,
         }
     }
 
@@ -117,6 +120,13 @@ impl Step {
     pub fn run(&mut self, batch: &Batch<'_>, queue: &Queue, draws: &Draws) -> Result<Output> {
         draws.check(batch.rows(), self.config.mixed(), self.config.query_mixed())?;
         self.run_over(batch, queue, Negatives::Drawn(draws))
+    }
+
+    /// Takes an output that is no longer needed: the next run writes its own into that memory. Asking the
+    /// operating system for it anew in every step costs a few milliseconds where an output has megabytes
+    /// (at B = 256 and 1024 synthetic negatives it has 5: docs/performance.md).
+    pub fn recycle(&mut self, output: Output) {
+        self.spare = Some(output);
     }
 
     pub(super) fn run_over(
@@ -152,25 +162,26 @@ impl Step {
 
         let (mixed, query_mixed) = (config.mixed(), config.query_mixed());
         let of_queries = if drawn { (mixed, query_mixed) } else { (0, 0) };
+        let spare = self.spare.take().unwrap_or_default();
         let mut output = Output {
-            reduced_loss: 0.0,
-            status: Status::Finite,
-            loss_rows: Vec::new(),
-            grad_queries: filled("grad_queries", rows, dim, 0.0)?,
+            grad_queries: refilled(spare.grad_queries, "grad_queries", rows, dim, 0.0)?,
             grad_keys: if config.key_gradient() {
-                Some(filled("grad_keys", rows, dim, 0.0)?)
+                let spare = spare.grad_keys.unwrap_or_default();
+                Some(refilled(spare, "grad_keys", rows, dim, 0.0)?)
             } else {
                 None
             },
-            log_sum_exp: Vec::new(),
-            positive_probability: Vec::new(),
-            hits: Vec::new(),
-            hits_with_synthetic: Vec::new(),
-            hardest: filled("hardest", rows, hardest, NO_ROW)?,
-            mixed_logits: filled("mixed", rows, mixed, f32::NEG_INFINITY)?,
-            query_mixed_logits: filled("query_mixed", rows, query_mixed, f32::NEG_INFINITY)?,
-            draws: empty_draws(rows, of_queries.0, of_queries.1)?,
-            metrics: Metrics::default(),
+            hardest: refilled(spare.hardest, "hardest", rows, hardest, NO_ROW)?,
+            mixed_logits: refilled(spare.mixed_logits, "mixed", rows, mixed, f32::NEG_INFINITY)?,
+            query_mixed_logits: refilled(
+                spare.query_mixed_logits,
+                "query_mixed",
+                rows,
+                query_mixed,
+                f32::NEG_INFINITY,
+            )?,
+            draws: empty_draws(spare.draws, rows, of_queries.0, of_queries.1)?,
+            ..Output::default()
         };
         let matching_width = if config.matching_probability() {
             hardest

@@ -96,6 +96,59 @@ pub(super) fn filter(
     }
 }
 
+/// The places of the bits that are set in the words of a lane, `passing[chunk][lane]`, ascending: those
+/// of [`filter`]'s rows.
+#[multiversion(targets = "simd")]
+pub(super) fn positions(
+    passing: &[u32],
+    width: usize,
+    lane: usize,
+    positions: &mut Vec<u32>,
+) -> usize {
+    // How many bits a word has is unpredictable. So many are written whether they are there or not,
+    // and what is too much is overwritten by the next word; few words have more.
+    const ALWAYS: usize = 4;
+    let words = passing.len() / width;
+    let most = words * CHUNK + ALWAYS;
+    if positions.len() < most {
+        positions.resize(most, 0);
+    }
+    let mut count = 0;
+    for pair in 0..words.div_ceil(2) {
+        let low = passing[2 * pair * width + lane];
+        let high = passing
+            .get((2 * pair + 1) * width + lane)
+            .map_or(0, |&word| word);
+        let mut word = u64::from(low) | u64::from(high) << CHUNK;
+        let base = (2 * pair * CHUNK) as u32;
+        let bits = word.count_ones() as usize;
+        let places = &mut positions[count..];
+        for place in &mut places[..ALWAYS] {
+            *place = base + word.trailing_zeros();
+            word &= word.wrapping_sub(1);
+        }
+        if bits > ALWAYS {
+            for place in &mut places[ALWAYS..bits] {
+                *place = base + word.trailing_zeros();
+                word &= word.wrapping_sub(1);
+            }
+        }
+        count += bits;
+    }
+    count
+}
+
+/// A bit for each key above the boundary, and one for each that equals it; of at most 64 keys.
+#[multiversion(targets = "simd")]
+pub(super) fn compare(keys: &[u32], boundary: u32) -> (u64, u64) {
+    let (mut above, mut equal) = (0, 0);
+    for (bit, &key) in keys.iter().enumerate() {
+        above |= u64::from(key > boundary) << bit;
+        equal |= u64::from(key == boundary) << bit;
+    }
+    (above, equal)
+}
+
 /// Masks the lanes of the given label: their logits of this queue row become −∞.
 #[multiversion(targets = "simd")]
 pub(super) fn mask(row: &mut [f32], label: u32, labels: &[u32], masked: &mut [u32]) {
@@ -397,6 +450,33 @@ mod tests {
             for row in 0..rows {
                 let bit = passing[row / CHUNK * width + lane] >> (row % CHUNK) & 1;
                 assert_eq!(bit == 1, logits[row * width + lane] >= thresholds[lane]);
+            }
+        }
+    }
+
+    #[test]
+    fn positions_are_the_bits_of_a_lane() {
+        let width = 16;
+        for words in [1, 2, 3, 8] {
+            // From words with no bit to words with all of them.
+            let passing: Vec<u32> = (0..words * width)
+                .map(|at| match at % 5 {
+                    0 => 0,
+                    1 => u32::MAX,
+                    2 => 1 << 31,
+                    _ => (at as u32).wrapping_mul(0x9e37_79b9) & 0x1010_1111,
+                })
+                .collect();
+            let mut found = Vec::new();
+            for lane in 0..width {
+                let plain: Vec<u32> = (0..(words * CHUNK) as u32)
+                    .filter(|bit| {
+                        let word = passing[*bit as usize / CHUNK * width + lane];
+                        word >> (bit % CHUNK as u32) & 1 == 1
+                    })
+                    .collect();
+                let count = positions(&passing, width, lane, &mut found);
+                assert_eq!(found[..count], plain, "{words} words, lane {lane}");
             }
         }
     }
