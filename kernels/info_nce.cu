@@ -2,7 +2,7 @@
 // report).
 //
 // Exponentials are taken relative to a shift fixed before any of them, the row's largest logit, real
-// or synthetic: partial sums then merge by addition. All cuts depend on the queue's length alone and
+// or synthetic (each kind has its own on the fused path): partial sums then merge by addition. All cuts depend on the queue's length alone and
 // all trees are fixed, so that a row's bits depend neither on its batch nor on the device.
 #include <math_constants.h>
 
@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 8)
   const uint64_t group = row / PRODUCT_ROWS * PRODUCT_ROWS;
   const uint64_t width = min(uint64_t(PRODUCT_ROWS), p.rows - group);
   const float positive = p.products[group * PRODUCT_ROWS + (row - group) * (width + 1)];
-  float hardest = largest;
+  float synthetic = -CUDART_INF_F;
   uint32_t unbeaten = 0, overflow = 0, harder[2];
 #pragma unroll
   for (uint32_t kind = 0; kind < 2; ++kind) {
@@ -156,19 +156,21 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 8)
     uint32_t above = 0;
     for (uint32_t i = threadIdx.x; i < width; i += INFO_NCE_THREADS) {
       const float logit = logits[i];
-      hardest = fmaxf(hardest, logit);
+      synthetic = fmaxf(synthetic, logit);
       above += logit > largest;
       unbeaten += !(positive > logit);
       overflow += !isfinite(logit);
     }
     harder[kind] = block_reduce(above, counts, Add());
   }
-  hardest = block_reduce(hardest, slots, Largest());
+  synthetic = block_reduce(synthetic, slots, Largest());
   unbeaten = block_reduce(unbeaten, counts, Add());
   overflow = block_reduce(overflow, counts, Add());
   if (threadIdx.x != 0) return;
   // Of a row without negatives no exponential is taken; of one that overflows none is used.
-  if (p.shifts) p.shifts[row] = isfinite(hardest) ? hardest : 0.0f;
+  const auto shift_of = [](float logit) { return isfinite(logit) ? logit : 0.0f; };
+  if (p.shifts) p.shifts[row] = shift_of(fmaxf(largest, synthetic));
+  if (p.synthetic_shifts) p.synthetic_shifts[row] = shift_of(synthetic);
   RowFigures& figures = p.figures[row];
   figures.positive = positive;
   figures.largest = largest;
@@ -365,11 +367,21 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 3)
     poison(p, row);
     return;
   }
-  const float positive = figures.positive, shift = p.shifts[row];
+  const float positive = figures.positive;
   const uint32_t unmasked = figures.unmasked, overflow = figures.overflow;
   const bool mixes = p.synthetic_totals && unmasked > 0;
   const double real = merged(p.totals, p.logit_splits, slots);
-  const double total = real + (mixes ? p.synthetic_totals[row] : 0.0);
+  // Both kinds of negatives relative to the larger of their shifts. A factor so small that double loses
+  // it, e^-700, belongs to what is nothing beside the other kind: of that, the largest exponential is
+  // e^-60 at the least if it is a real negative's, and 1 if a synthetic one's.
+  const float real_shift = p.shifts[row];
+  const float synthetic_shift = mixes ? p.synthetic_shifts[row] : real_shift;
+  const float shift = fmaxf(real_shift, synthetic_shift);
+  const auto factor = [&](float from) {
+    return exp((double(from) - double(shift)) / double(p.temperature));
+  };
+  const double of_real = factor(real_shift), of_synthetic = factor(synthetic_shift);
+  const double total = real * of_real + (mixes ? p.synthetic_totals[row] * of_synthetic : 0.0);
   const RowLoss loss = row_loss(positive, shift, total, p.temperature);
 
   // dL/dq = (1−p⁺)/τ·(Σ p_j n_j/Z₋ − k), the sum over all negatives: method, Gradient.
@@ -383,7 +395,10 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 3)
     const double query = p.queries[at];
     double negatives = query_weight * query;
     if (mixes && p.direction) negatives += double(p.direction[at]);
-    for (uint32_t split = 0; split < p.sum_splits; ++split) negatives += double(p.sums[split * stride + at]);
+    negatives *= of_synthetic;
+    for (uint32_t split = 0; split < p.sum_splits; ++split) {
+      negatives += of_real * double(p.sums[split * stride + at]);
+    }
     const float grad_query = float(inner * negatives - outer * double(p.keys[at]));
     p.grad_queries[at] = grad_query;
     wrong |= !isfinite(grad_query);
@@ -414,12 +429,12 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 3)
   const double real_total = p.real_totals ? merged(p.real_totals, p.logit_splits, slots) : 0.0;
   const double uniformity = p.uniformity ? merged(p.uniformity, p.logit_splits, slots) : 0.0;
   if (threadIdx.x != 0) return;
-  const float real_shift = p.real_shifts ? p.real_shifts[row] : figures.largest;
+  const float metrics_shift = p.real_shifts ? p.real_shifts[row] : figures.largest;
   figures.loss = loss.loss;
   figures.log_sum_exp = loss.log_sum_exp;
   figures.positive_probability = loss.positive;
-  figures.real_log_sum_exp = row_loss(positive, real_shift, real_total, p.temperature).log_sum_exp;
-  figures.log_uniformity = UNIFORMITY_FACTOR * double(real_shift) + log(uniformity);
+  figures.real_log_sum_exp = row_loss(positive, metrics_shift, real_total, p.temperature).log_sum_exp;
+  figures.log_uniformity = UNIFORMITY_FACTOR * double(metrics_shift) + log(uniformity);
   figures.listed = listed;
   figures.same_label = same_label;
   figures.labelled = labelled;

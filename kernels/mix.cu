@@ -3,7 +3,7 @@
 //
 // `mix` makes their logits, which are functions of logits and norms that are there already and, for a
 // pair, of one dot product more. `fold` makes their gradient weights of the hardest (method: Gradient,
-// last point), so that the queue's own product takes them along and no mixture is ever written out;
+// last point), so that the queue's own product takes them along, or direction.cu, and no mixture is ever written out;
 // `mix_features` is for those who want them written out.
 #include <math_constants.h>
 

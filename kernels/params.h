@@ -221,7 +221,7 @@ struct FoldParams {
   const float* mixed_logits;         // [rows, mixed]
   const float* query_mixed_logits;   // [rows, query_mixed]
   const double* inverses;            // [rows, mixed + query_mixed]
-  const float* shifts;               // [rows]
+  const float* shifts;               // [rows], of the synthetic negatives
   unsigned long long* weights;       // [rows, hardest_width], in units of 2^weight_exponent
   int32_t* weight_exponents;         // [rows]
   double* query_weights;             // [rows], what the query weighs in the gradient
@@ -231,6 +231,29 @@ struct FoldParams {
   uint32_t mixed;
   uint32_t query_mixed;
   uint32_t attached;                 // whether the gradient flows through the query in h'
+};
+
+// ── direction ────────────────────────────────────────────────────────────────────────────────────
+
+// Threads of a block; the lanes that share a queue row, 16 bytes each; rows that each group of them has
+// on the way at once, enough for a multiprocessor of sm_90 with two such blocks to have 64 KiB on the
+// way; and the rows that a group sums before the sum joins the others'.
+constexpr uint32_t DIRECTION_THREADS = 256;
+constexpr uint32_t DIRECTION_LANES = 8;
+constexpr uint32_t DIRECTION_FLIGHT = 8;
+constexpr uint32_t DIRECTION_RUN = 32;
+
+// The hardest of each query, weighed by what was mixed from them.
+struct DirectionParams {
+  const void* queue;                  // [capacity, dim], in the type that the kernel is named by
+  const uint32_t* hardest;            // [rows, hardest_width]
+  const uint32_t* counts;             // [rows]
+  const uint32_t* faults;             // [rows]
+  const unsigned long long* weights;  // [rows, hardest_width], in units of 2^weight_exponent
+  const int32_t* weight_exponents;    // [rows]
+  float* direction;                   // [rows, dim]
+  uint32_t dim;
+  uint32_t hardest_width;
 };
 
 // ── info_nce ─────────────────────────────────────────────────────────────────────────────────────
@@ -298,7 +321,8 @@ struct ShiftParams {
   const uint32_t* faults;            // [rows]
   const float* mixed_logits;         // [rows, mixed]
   const float* query_mixed_logits;   // [rows, query_mixed]
-  float* shifts;                     // [rows], or null: they were fixed before
+  float* shifts;                     // [rows], the largest logit of all, or null
+  float* synthetic_shifts;           // [rows], the largest synthetic logit, or null
   struct RowFigures* figures;        // [rows]
   uint32_t rows;
   uint32_t splits;
@@ -331,7 +355,7 @@ struct GivenParams {
   const float* mixed;                // [rows, mixed, dim]
   const float* query_mixed;          // [rows, query_mixed, dim]
   const uint32_t* unmasked;          // [rows, splits]
-  const float* shifts;               // [rows], for the gradient
+  const float* shifts;               // [rows], of the features, for the gradient
   float* mixed_logits;               // [rows, mixed]
   float* query_mixed_logits;         // [rows, query_mixed]
   double* synthetic_totals;          // [rows]
@@ -369,14 +393,15 @@ struct FinishParams {
   const float* queries;              // [rows, dim], usable ones
   const float* keys;                 // [rows, dim]
   const float* sums;                 // [splits, rows, dim], of `weigh`
-  const float* direction;            // [rows, dim], or null
+  const float* direction;            // [rows, dim], relative to synthetic_shifts, or null
   const double* totals;              // [rows, splits of the logits]
   const double* real_totals;         // or null
   const double* uniformity;          // or null
   const float* real_shifts;          // of these two, [rows], or null: the largest real logits
-  const double* synthetic_totals;    // [rows], or null
-  const double* query_weights;       // [rows], or null
-  const float* shifts;               // [rows]
+  const double* synthetic_totals;    // [rows], relative to synthetic_shifts, or null
+  const double* query_weights;       // [rows], the same, or null
+  const float* shifts;               // [rows], of totals and sums
+  const float* synthetic_shifts;     // [rows], where there are synthetic_totals
   const uint32_t* faults;            // [rows]
   const uint32_t* counts;            // [rows], or null
   uint32_t* hardest;                 // [rows, hardest_width]

@@ -1,4 +1,4 @@
-//! Loss and gradient in one pass over the queue, where there is nothing to mix.
+//! The real negatives' exponentials and their part of the gradient, in one pass over the queue.
 
 use super::device::Launch;
 use super::info_nce::exponent_scale;
@@ -20,8 +20,8 @@ pub enum Path {
     #[default]
     Auto,
     /// One pass over the queue that keeps no logits: memory for B·(64·d) floats at most in place of
-    /// B·K. Only for steps without synthetic negatives, with at most 128 dimensions. Where the hardest
-    /// are asked for, their logits are made beside it.
+    /// B·K. Only with at most 128 dimensions. Where the hardest are asked for, their logits are made
+    /// beside it; synthetic negatives join from the rows they are mixed from.
     Fused,
     /// The logits of some of the queries are made in memory, then read by each kernel after.
     Unfused,
@@ -33,18 +33,14 @@ impl Path {
     /// # Errors
     /// [`Error::OutOfRange`] where they are to and cannot.
     pub(super) fn is_fused(self, shape: Shape) -> Result<bool> {
-        let possible = shape.synthetics() == 0 && shape.dim <= CONTRAST_DIM as usize;
+        let possible = shape.dim <= CONTRAST_DIM as usize;
         match self {
             Self::Auto | Self::Unfused => Ok(false),
             Self::Fused if possible => Ok(true),
             Self::Fused => Err(Error::OutOfRange {
                 argument: "path",
-                value: format!(
-                    "Fused for {} synthetic negatives a query and {} dimensions",
-                    shape.synthetics(),
-                    shape.dim
-                ),
-                expected: "no synthetic negatives and at most 128 dimensions",
+                value: format!("Fused for {} dimensions", shape.dim),
+                expected: "at most 128 dimensions",
             }),
         }
     }

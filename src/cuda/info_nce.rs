@@ -204,6 +204,11 @@ impl Part<'_> {
             } else {
                 self.scratch.shifts
             },
+            synthetic_shifts: if self.shape.fused {
+                self.scratch.synthetic_shifts
+            } else {
+                std::ptr::null_mut()
+            },
             figures: self.out.figures,
             rows: self.rows.len() as u32,
             splits: self.shape.logit_splits() as u32,
@@ -254,7 +259,7 @@ impl Part<'_> {
             mixed,
             query_mixed,
             unmasked: self.scratch.unmasked,
-            shifts: self.scratch.shifts,
+            shifts: self.synthetic_shifts(),
             mixed_logits: self.out.mixed_logits,
             query_mixed_logits: self.out.query_mixed_logits,
             synthetic_totals: self.scratch.synthetic_totals,
@@ -323,10 +328,11 @@ impl Part<'_> {
             sums: self.scratch.sums,
             direction: match self.source {
                 Source::Given(..) if synthetics => self.scratch.direction,
+                Source::Drawn(..) if self.shape.fused => self.scratch.direction,
                 _ => std::ptr::null(),
             },
             totals: self.scratch.totals,
-            // Without synthetic negatives all are real.
+            // The pass takes real negatives alone.
             real_totals: if self.shape.fused {
                 self.scratch.totals
             } else {
@@ -341,6 +347,7 @@ impl Part<'_> {
             synthetic_totals: only(synthetics, self.scratch.synthetic_totals),
             query_weights: only(self.mixes(), self.scratch.query_weights),
             shifts: self.scratch.shifts,
+            synthetic_shifts: self.synthetic_shifts(),
             faults: self.scratch.faults,
             counts: if self.shape.hardest > 0 {
                 self.out.counts

@@ -524,7 +524,7 @@ impl Part<'_> {
             mixed_logits: out.mixed_logits,
             query_mixed_logits: out.query_mixed_logits,
             inverses: scratch.inverses,
-            shifts: scratch.shifts,
+            shifts: self.synthetic_shifts(),
             weights: scratch.weights.cast(),
             weight_exponents: scratch.weight_exponents,
             query_weights: scratch.query_weights,

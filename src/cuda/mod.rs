@@ -44,6 +44,7 @@
 mod batch;
 mod contrast;
 mod device;
+mod direction;
 mod info_nce;
 mod logits;
 mod mix;
@@ -68,7 +69,7 @@ pub use step::Step;
 pub use workspace::Workspace;
 
 use params::{
-    BoundParams, CheckParams, ContrastParams, EnqueueParams, ExponentialsParams, FinishParams,
+    BoundParams, CheckParams, ContrastParams, DirectionParams, EnqueueParams, ExponentialsParams, FinishParams,
     FoldParams, GivenParams, LogitsParams, LongestParams, MaximaParams, MixParams, PrepareParams,
     RankParams, ReduceParams, RingState, RowFigures, ShiftParams, StatusWords, WeighParams,
 };
@@ -102,6 +103,7 @@ passed_to_kernels!(
     BoundParams,
     CheckParams,
     ContrastParams,
+    DirectionParams,
     EnqueueParams,
     ExponentialsParams,
     FinishParams,

@@ -168,7 +168,9 @@ scratch! {
     synthetic_totals: f64,
     /// The weighted sums, [splits, rows, dim].
     sums: f32,
-    /// The weighted sum of given features, [rows, dim].
+    /// The largest synthetic logit, `[rows]`, on the fused path.
+    synthetic_shifts: f32,
+    /// The weighted sum of given features, or of the hardest on the fused path, [rows, dim].
     direction: f32,
 }
 
@@ -207,7 +209,8 @@ impl Scratch {
             query_weights: (rows, drawn),
             synthetic_totals: (rows, usize::from(shape.synthetics() > 0)),
             sums: (rows * shape.sum_splits(), dim),
-            direction: (rows, dim * usize::from(given)),
+            synthetic_shifts: (rows, usize::from(shape.fused)),
+            direction: (rows, dim * usize::from(given || shape.fused)),
         };
         self.hold(device, sizes)
     }
@@ -293,6 +296,15 @@ impl Part<'_> {
             self.query_labels
         } else {
             std::ptr::null()
+        }
+    }
+
+    /// What the exponentials of the synthetic negatives are relative to.
+    pub fn synthetic_shifts(&self) -> *mut f32 {
+        if self.shape.fused {
+            self.scratch.synthetic_shifts
+        } else {
+            self.scratch.shifts
         }
     }
 

@@ -405,16 +405,18 @@ impl Part<'_> {
             }
             if self.shape.fused {
                 self.contrast()?;
-                self.shift()?;
-                return self.finish();
+            } else {
+                self.maxima()?;
             }
-            self.maxima()?;
             match &self.source {
                 Source::Nothing => self.shift()?,
                 Source::Drawn(draws) => {
                     self.mix(draws)?;
                     self.shift()?;
                     self.fold()?;
+                    if self.shape.fused {
+                        self.direction()?;
+                    }
                 }
                 &Source::Given(mixed, query_mixed) => {
                     self.given_logits(mixed, query_mixed)?;
@@ -422,8 +424,10 @@ impl Part<'_> {
                     self.given_sums(mixed, query_mixed)?;
                 }
             }
-            self.exponentials()?;
-            self.weigh()?;
+            if !self.shape.fused {
+                self.exponentials()?;
+                self.weigh()?;
+            }
             self.finish()
         }
     }

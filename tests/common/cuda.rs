@@ -196,7 +196,7 @@ impl super::Backend for Cuda {
         );
         let mut step = cuda::Step::new(device, config.clone())?;
         if self.fused {
-            step = step.with_path(path(config, batch.dim()));
+            step = step.with_path(path(batch.dim()));
         }
         there.with(|batch, _| cuda::info_nce(&mut step, batch, &queue, &mixed, &query_mixed))?;
         step.read()
@@ -216,8 +216,8 @@ impl super::Step for cuda::Step {
 }
 
 /// The fused path where it applies.
-fn path(config: &Config, dim: usize) -> Path {
-    if config.mixed() + config.query_mixed() == 0 && dim <= 128 {
+fn path(dim: usize) -> Path {
+    if dim <= 128 {
         Path::Fused
     } else {
         Path::Auto
@@ -230,7 +230,7 @@ struct Fused(Option<cuda::Step>);
 impl super::Step for Fused {
     fn run(&mut self, batch: &Batch, queue: &Queue, draws: &Draws) -> Result<Output> {
         let step = self.0.take().expect("a step");
-        let path = path(step.config(), batch.dim());
+        let path = path(batch.dim());
         let step = self.0.insert(step.with_path(path));
         super::Step::run(step, batch, queue, draws)
     }
