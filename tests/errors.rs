@@ -5,7 +5,7 @@
 mod common;
 
 use common::cases::{Case, DrawKind, Labels, Recipe};
-use common::{Backend, backends};
+use common::{Backend, devices};
 use hardmix::{Batch, Config, DType, Draws, Error, GivenDraws, NO_LABEL, Queue, Rows};
 
 fn refused(backend: &dyn Backend, case: &Case) -> String {
@@ -199,7 +199,7 @@ fn keys_that_are_no_whole_rows() {
 #[test]
 fn a_step_against_a_queue_that_does_not_fit() {
     let case = Recipe::default().build();
-    for backend in backends() {
+    for backend in devices() {
         let mut wrong = case.clone();
         wrong.config = Config::mochi(151, 1, 0).expect("valid by itself");
         assert_eq!(
@@ -225,7 +225,7 @@ fn an_oracle_without_labels() {
         ..Recipe::default()
     }
     .build();
-    for backend in backends() {
+    for backend in devices() {
         let mut wrong = case.clone();
         wrong.query_labels = None;
         assert_eq!(
@@ -255,7 +255,7 @@ fn given(backend: &dyn Backend, spoil: impl Fn(&mut GivenDraws)) -> String {
 
 #[test]
 fn draws_of_the_wrong_length() {
-    for backend in backends() {
+    for backend in devices() {
         let backend = backend.as_ref();
         for (expected, error) in [
             (
@@ -294,7 +294,7 @@ fn draws_of_the_wrong_length() {
 
 #[test]
 fn draws_out_of_range() {
-    for backend in backends() {
+    for backend in devices() {
         let backend = backend.as_ref();
         let beyond = "20; expected less than 20, the number of that row's hardest";
         assert_eq!(
@@ -350,7 +350,7 @@ fn draws_out_of_the_range_of_a_short_list() {
         });
         case
     };
-    for backend in backends() {
+    for backend in devices() {
         assert!(backend.step(&with(2)).is_ok());
         assert_eq!(
             refused(backend.as_ref(), &with(3)),
@@ -370,7 +370,7 @@ fn a_step_number_beyond_its_bits() {
         error,
         "step is 9223372036854775808; expected less than 2^63"
     );
-    for backend in backends() {
+    for backend in devices() {
         let mut last = case.clone();
         last.draws = Draws::seeded(u64::MAX, (1 << 63) - 1).expect("the last step");
         assert!(backend.step(&last).is_ok());
@@ -406,7 +406,7 @@ fn absurd_sizes_are_errors() {
     );
 
     let case = Recipe::default().build();
-    for backend in backends() {
+    for backend in devices() {
         let mut absurd = case.clone();
         for (hardest, mixed, query_mixed) in
             [(most, 1, 1), (20, most, 0), (20, 0, most), (20, most, most)]

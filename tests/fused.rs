@@ -4,10 +4,12 @@
 mod common;
 
 use common::cases::{Case, unit_rows};
-use common::cuda::{Cuda, device, is_softgpu, under_all_schedules};
+use common::cuda::{CUDA, Cuda, device, is_softgpu, under_all_schedules};
+use common::reference::{Problem, norm, rows_of_draws};
+use common::tolerance::bounds;
 use common::{Backend, compare, row_bits};
 use hardmix::cuda::{self, Path};
-use hardmix::{Config, DType, Draws, Queue, Reduction, Rows};
+use hardmix::{Config, DType, Draws, QueryGradient, Queue, Reduction, Rows};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const FUSED: Cuda = Cuda { fused: true };
@@ -28,12 +30,32 @@ fn case(rows: usize, capacity: usize, dim: usize, dtype: DType) -> Case {
         query_labels: None,
         row_offset: 0,
         queue: Queue::from_rows(stored, dim).expect("a queue"),
-        config: Config::moco()
-            .with_reduction(Reduction::Sum)
-            .with_uniformity(true)
-            .with_matching_probability(true),
+        config: diagnosed(Config::moco()),
         draws: Draws::seeded(0, 0).expect("draws"),
     }
+}
+
+fn diagnosed(config: Config) -> Config {
+    config
+        .with_reduction(Reduction::Sum)
+        .with_uniformity(true)
+        .with_matching_probability(true)
+}
+
+/// The same with synthetic negatives.
+fn mochi(shape: (usize, usize, usize), counts: (usize, usize, usize), dtype: DType) -> Case {
+    let ((rows, capacity, dim), (hardest, mixed, query_mixed)) = (shape, counts);
+    let config = Config::mochi(hardest, mixed, query_mixed).expect("settings");
+    Case {
+        config: diagnosed(config).with_query_gradient(QueryGradient::Attached),
+        draws: Draws::seeded(11, 5).expect("draws"),
+        ..case(rows, capacity, dim, dtype)
+    }
+}
+
+fn agrees(case: &Case, what: &str) {
+    let output = FUSED.step(case).expect("a step");
+    compare::step(case, &output, FUSED.arithmetic()).unwrap_or_else(|why| panic!("{what}: {why}"));
 }
 
 /// Queues shorter than a tile and longer than a split's ring, dimensions that are multiples of nothing.
@@ -48,58 +70,155 @@ fn every_shape_and_type_agrees_with_the_reference() {
             (5, 1100, 128),
         ] {
             let case = case(rows, capacity, dim, dtype);
-            let output = FUSED.step(&case).expect("a step");
-            compare::step(&case, &output, FUSED.arithmetic())
-                .unwrap_or_else(|why| panic!("{dtype:?}, {rows} × {capacity} × {dim}: {why}"));
+            agrees(&case, &format!("{dtype:?}, {rows} × {capacity} × {dim}"));
+        }
+    }
+}
+
+/// Lists shorter than the groups of a block and longer than their runs, rows that fill no block of
+/// dimensions and several, each kind of synthetic negatives alone.
+#[test]
+fn synthetic_negatives_of_every_shape_and_type_agree_with_the_reference() {
+    for dtype in DTYPES {
+        for (shape, counts) in [
+            ((1, 1, 1), (1, 2, 1)),
+            ((4, 40, 5), (40, 60, 0)),
+            ((3, 300, 24), (50, 0, 70)),
+            ((2, 1200, 7), (1100, 900, 200)),
+            ((2, 200, 128), (100, 120, 40)),
+        ] {
+            let case = mochi(shape, counts, dtype);
+            agrees(&case, &format!("{dtype:?}, {shape:?}, {counts:?}"));
+        }
+    }
+}
+
+/// Synthetic logits hundreds of τ above the real ones (short queue rows beside unit mixtures) and as
+/// far below (long ones), on rows whose shift is the bound and on rows whose shift is their largest
+/// logit: the shifts of the two kinds lie so far apart that one factor between them vanishes.
+#[test]
+fn shifts_far_apart_lose_nothing() {
+    for (length, temperature) in [
+        (1e-3, 0.2),
+        (0.05, 0.02),
+        (5.0, 0.02),
+        (5.0, 0.2),
+        (100.0, 0.2),
+    ] {
+        for dtype in [DType::F32, DType::Bf16] {
+            let mut case = mochi((6, 150, 12), (20, 25, 9), dtype);
+            for query in case.queries.chunks_exact_mut(12).step_by(2) {
+                query.iter_mut().for_each(|x| *x *= 5.0);
+            }
+            let mut stored = case.queue.rows().to_f32();
+            stored.iter_mut().for_each(|x| *x *= length);
+            case.queue = Queue::from_rows(Rows::from_f32(dtype, &stored), 12).expect("a queue");
+            case.config = case.config.with_temperature(temperature).expect("τ");
+            agrees(
+                &case,
+                &format!("{dtype:?}, rows of {length}, τ {temperature}"),
+            );
+        }
+    }
+}
+
+/// The two paths make the same logits: hardest, draws, synthetic logits and hits are the same to the
+/// bit. What they add up differs by twice what either may be off.
+#[test]
+fn the_paths_agree() {
+    for dtype in DTYPES {
+        let case = mochi((9, 700, 40), (60, 80, 30), dtype);
+        let (fused, unfused) = (
+            FUSED.step(&case).expect("a step"),
+            CUDA.step(&case).expect("a step"),
+        );
+        assert_eq!(fused.hardest, unfused.hardest);
+        assert_eq!(fused.hits, unfused.hits);
+        assert_eq!(fused.hits_with_synthetic, unfused.hits_with_synthetic);
+        assert_eq!(
+            common::bits(&fused.mixed_logits),
+            common::bits(&unfused.mixed_logits)
+        );
+        assert_eq!(
+            common::bits(&fused.query_mixed_logits),
+            common::bits(&unfused.query_mixed_logits)
+        );
+        assert_eq!(fused.metrics.mixed_harder, unfused.metrics.mixed_harder);
+        assert_eq!(
+            fused.metrics.query_mixed_harder,
+            unfused.metrics.query_mixed_harder
+        );
+
+        let problem = Problem::new(&case);
+        let draws = rows_of_draws(&fused.draws, case.rows());
+        for (b, draws) in draws.iter().enumerate() {
+            let row = problem.row(b, draws, None);
+            let bounds = bounds(&problem, b, &row, FUSED.arithmetic());
+            let off = f64::from(fused.loss_rows[b] - unfused.loss_rows[b]).abs();
+            assert!(off <= 2.0 * bounds.loss, "{dtype:?}, row {b}: loss {off:e}");
+            let of_row = b * 40..(b + 1) * 40;
+            let pairs = fused.grad_queries[of_row.clone()]
+                .iter()
+                .zip(&unfused.grad_queries[of_row]);
+            let off: Vec<f64> = pairs.map(|(a, b)| f64::from(a - b)).collect();
+            assert!(
+                norm(&off) <= 2.0 * bounds.grad_query,
+                "{dtype:?}, row {b}: {off:?}"
+            );
         }
     }
 }
 
 #[test]
 fn neither_schedule_nor_batch_changes_a_bit() {
-    let whole = case(67, 700, 24, DType::Bf16);
-    let expected = under_all_schedules(|| row_bits(&FUSED.step(&whole).expect("a step")));
-    let parts = [(0, 1), (1, 5), (5, 67)].map(|(from, to)| whole.shard(from, to));
-    let cut: Vec<_> = parts
-        .iter()
-        .flat_map(|part| row_bits(&FUSED.step(part).expect("a step")))
-        .collect();
-    assert!(cut == expected, "a row depends on its batch");
+    for whole in [
+        case(67, 700, 24, DType::Bf16),
+        mochi((67, 200, 24), (33, 40, 17), DType::Bf16),
+        mochi((6, 1200, 7), (1100, 40, 17), DType::F32),
+    ] {
+        let expected = under_all_schedules(|| row_bits(&FUSED.step(&whole).expect("a step")));
+        let rows = whole.rows();
+        let parts = [(0, 1), (1, 5), (5, rows)].map(|(from, to)| whole.shard(from, to));
+        let cut: Vec<_> = parts
+            .iter()
+            .flat_map(|part| row_bits(&FUSED.step(part).expect("a step")))
+            .collect();
+        assert!(cut == expected, "a row depends on its batch");
+    }
 }
 
-/// The path that was asked for is taken, and makes no logits.
+/// The path that was asked for is taken, and writes no weight of the queue.
 #[test]
-fn one_pass_makes_no_logits() {
-    if !is_softgpu() || !common::cuda::alone("one_pass_makes_no_logits") {
+fn one_pass_makes_no_weights() {
+    if !is_softgpu() || !common::cuda::alone("one_pass_makes_no_weights") {
         return;
     }
-    softgpu::take_launches();
-    FUSED.step(&case(4, 100, 8, DType::F32)).expect("a step");
-    let launches = softgpu::take_launches();
-    let names: Vec<_> = launches.iter().map(|(kernel, _)| kernel.as_str()).collect();
-    assert!(names.contains(&"contrast_f32_exact"), "{names:?}");
-    for kernel in ["maxima", "exponentials", "weigh_f32_exact"] {
-        assert!(!names.contains(&kernel), "{names:?}");
+    for (case, direction) in [
+        (case(4, 100, 8, DType::F32), false),
+        (mochi((4, 100, 8), (9, 5, 3), DType::F32), true),
+    ] {
+        softgpu::take_launches();
+        FUSED.step(&case).expect("a step");
+        let launches = softgpu::take_launches();
+        let names: Vec<_> = launches.iter().map(|(kernel, _)| kernel.as_str()).collect();
+        assert!(names.contains(&"contrast_f32_exact"), "{names:?}");
+        assert_eq!(names.contains(&"direction_f32"), direction, "{names:?}");
+        for kernel in ["maxima", "exponentials", "weigh_f32_exact"] {
+            assert!(!names.contains(&kernel), "{names:?}");
+        }
     }
 }
 
 #[test]
 fn a_path_that_cannot_be_is_an_error() {
-    for (dim, config) in [
-        (129, Config::moco()),
-        (8, Config::mochi(4, 2, 0).expect("valid")),
-    ] {
-        let case = case(2, 20, dim, DType::F32);
-        let mut step = cuda::Step::new(device(), config)
-            .expect("a step")
-            .with_path(Path::Fused);
-        let error = common::Step::run(&mut step, &case.batch(), &case.queue, &case.draws)
-            .expect_err("refused");
-        assert!(
-            error
-                .to_string()
-                .ends_with("expected no synthetic negatives and at most 128 dimensions"),
-            "{error}"
-        );
-    }
+    let case = case(2, 20, 129, DType::F32);
+    let mut step = cuda::Step::new(device(), Config::moco())
+        .expect("a step")
+        .with_path(Path::Fused);
+    let error =
+        common::Step::run(&mut step, &case.batch(), &case.queue, &case.draws).expect_err("refused");
+    assert_eq!(
+        error.to_string(),
+        "path is Fused for 129 dimensions; expected at most 128 dimensions"
+    );
 }

@@ -6,7 +6,7 @@ use std::cell::Cell;
 
 use common::cases::{Case, Labels, Recipe, recipes};
 use common::reference::{Problem, Row, norm, rows_of_draws};
-use common::{Backend, backends, bits, properties};
+use common::{Backend, bits, devices, properties};
 use hardmix::cpu::{Ranked, Synthetic};
 use hardmix::{Draws, Error, GivenDraws, NO_ROW};
 use proptest::prelude::*;
@@ -93,7 +93,7 @@ fn compare(backend: &dyn Backend, case: &Case, cancelled: &Cell<usize>) -> Resul
 
 #[test]
 fn features_agree_with_the_reference() {
-    for backend in backends() {
+    for backend in devices() {
         let cancelled = Cell::new(0);
         properties(backend.cases(200), recipes(), |mut recipe| {
             recipe.hardest = recipe.hardest.max(1);
@@ -110,7 +110,7 @@ fn features_agree_with_the_reference() {
 /// q·h of the features is the logit that the step reports without ever making h.
 #[test]
 fn features_have_the_logits_of_the_step() {
-    for backend in backends() {
+    for backend in devices() {
         for labels in [Labels::None, Labels::Oracle(3)] {
             let case = Recipe {
                 labels,
@@ -143,7 +143,7 @@ fn features_have_the_logits_of_the_step() {
 #[test]
 fn lists_that_do_not_fit_are_refused() {
     let case = Recipe::default().build();
-    for backend in backends() {
+    for backend in devices() {
         let good = rank(backend.as_ref(), &case);
         let refused = |what: &str, spoil: &dyn Fn(&mut Ranked)| {
             let mut ranked = good.clone();
@@ -199,7 +199,7 @@ fn draws_that_do_not_fit_are_refused() {
         pick: vec![2, 0],
         beta: vec![0.5, 1.0],
     };
-    for backend in backends() {
+    for backend in devices() {
         let ranked = rank(backend.as_ref(), &case);
         let with = |draws: GivenDraws| {
             let mut case = case.clone();

@@ -5,7 +5,7 @@ mod common;
 use common::cases::{gaussian, small_integers, unit_rows};
 use common::oracle::{boundary_gap, exact, within};
 use common::reference::{Problem, norm};
-use common::{Backend, backends, properties};
+use common::{Backend, devices, properties};
 use hardmix::cpu::Ranked;
 use hardmix::{Config, DType, Error, NO_LABEL, NO_ROW, Queue, Rows};
 use proptest::prelude::*;
@@ -164,7 +164,7 @@ fn hostile(capacity: usize, rng: &mut fastrand::Rng) -> Vec<(&'static str, Vec<f
 #[test]
 fn hostile_logits_are_ranked_exactly() {
     let rng = &mut fastrand::Rng::with_seed(1);
-    for backend in backends() {
+    for backend in devices() {
         for capacity in [1, 2, 3, 31, 64, 65, 257, 1000, 4096, 4097, 65_537] {
             if capacity > 5000 && backend.is_slow() {
                 continue;
@@ -179,7 +179,7 @@ fn hostile_logits_are_ranked_exactly() {
 #[test]
 fn random_logits_with_ties_are_ranked_exactly() {
     let logits = (1..400usize, 1..5usize, 0..3u32, any::<u64>(), 0.0..1.0f64);
-    for backend in backends() {
+    for backend in devices() {
         properties(
             if backend.is_slow() { 100 } else { 400 },
             logits.clone(),
@@ -205,7 +205,7 @@ fn random_logits_with_ties_are_ranked_exactly() {
 
 #[test]
 fn nan_is_an_error_that_names_the_row() {
-    for backend in backends() {
+    for backend in devices() {
         for (bad, at) in [(0, 0), (1, 99), (2, 50), (2, 0)] {
             for sign in [f32::NAN, -f32::NAN] {
                 let mut logits = vec![0.5; 300];
@@ -224,7 +224,7 @@ fn nan_is_an_error_that_names_the_row() {
 
 #[test]
 fn no_hardest_and_all_hardest() {
-    for backend in backends() {
+    for backend in devices() {
         let none = backend.rank_logits(&[1.0, 2.0, 3.0, 4.0], 2, 0);
         assert_eq!(
             none.expect_err("N = 0").to_string(),
@@ -263,7 +263,7 @@ fn small_integers_are_ranked_bit_by_bit() {
         0..4u32,
         any::<u64>(),
     );
-    for backend in backends() {
+    for backend in devices() {
         properties(
             if backend.is_slow() { 25 } else { 300 },
             shapes.clone(),
@@ -347,7 +347,7 @@ fn adversarial(
 fn long_queues_in_adversarial_orders_are_ranked_bit_by_bit() {
     const DIM: usize = 8;
     let rng = &mut fastrand::Rng::with_seed(7);
-    for backend in backends() {
+    for backend in devices() {
         // One that is longer than its sample, and one that is longer than the candidates of a kernel.
         for capacity in [20_001, 50_000] {
             if capacity > 20_001 && backend.is_slow() {
@@ -399,7 +399,7 @@ fn long_queues_in_adversarial_orders_are_ranked_bit_by_bit() {
 fn real_valued_rows_are_ranked_to_within_rounding() {
     const DIM: usize = 48;
     let rng = &mut fastrand::Rng::with_seed(3);
-    for backend in backends() {
+    for backend in devices() {
         let (mut decided, mut close) = (0, 0);
         for capacity in [300, 5000, 30_000] {
             if capacity > 5000 && backend.is_slow() {
@@ -450,7 +450,7 @@ fn real_valued_rows_are_ranked_to_within_rounding() {
 fn what_cannot_be_ranked_is_refused() {
     let queue = Queue::random(5, 3, DType::F32, 1).expect("a queue");
     let labelled = queue.clone().with_labels(vec![0; 5]).expect("labels");
-    for backend in backends() {
+    for backend in devices() {
         let rank = |queries: &[f32], queue: &Queue, hardest: usize, labels: Option<&[u32]>| {
             backend
                 .rank(queries, queue, hardest, labels)

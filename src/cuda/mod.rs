@@ -69,9 +69,10 @@ pub use step::Step;
 pub use workspace::Workspace;
 
 use params::{
-    BoundParams, CheckParams, ContrastParams, DirectionParams, EnqueueParams, ExponentialsParams, FinishParams,
-    FoldParams, GivenParams, LogitsParams, LongestParams, MaximaParams, MixParams, PrepareParams,
-    RankParams, ReduceParams, RingState, RowFigures, ShiftParams, StatusWords, WeighParams,
+    BoundParams, CheckParams, ContrastParams, DirectionParams, EnqueueParams, ExponentialsParams,
+    FinishParams, FoldParams, GivenParams, LogitsParams, LongestParams, MaximaParams, MixParams,
+    PrepareParams, RankParams, ReduceParams, RingState, RowFigures, ShiftParams, StatusWords,
+    WeighParams,
 };
 
 /// The structs and constants of `kernels/params.h`, as bindgen reads them.

@@ -217,11 +217,7 @@ impl super::Step for cuda::Step {
 
 /// The fused path where it applies.
 fn path(dim: usize) -> Path {
-    if dim <= 128 {
-        Path::Fused
-    } else {
-        Path::Auto
-    }
+    if dim <= 128 { Path::Fused } else { Path::Auto }
 }
 
 /// A step that takes the fused path where it applies; always there between calls.

@@ -135,12 +135,20 @@ impl Backend for Cpu {
     }
 }
 
-/// The backends of this machine and build; prints which.
+/// The backends of this machine and build, for what a step's path has no part in: the operators apart
+/// from `info_nce`, and what is refused.
+pub fn devices() -> Vec<Box<dyn Backend>> {
+    vec![
+        Box::new(Cpu),
+        #[cfg(feature = "cuda")]
+        Box::new(cuda::CUDA),
+    ]
+}
+
+/// The same, with the other path of a step beside the one it takes by itself; prints which.
 pub fn backends() -> Vec<Box<dyn Backend>> {
-    #[allow(unused_mut, reason = "there may be only one")]
-    let mut found: Vec<Box<dyn Backend>> = vec![Box::new(Cpu)];
-    #[cfg(feature = "cuda")]
-    found.push(Box::new(cuda::CUDA));
+    #[allow(unused_mut, reason = "there may be no other path")]
+    let mut found = devices();
     #[cfg(feature = "cuda")]
     found.push(Box::new(cuda::Cuda { fused: true }));
     let names: Vec<_> = found.iter().map(|backend| backend.name()).collect();
