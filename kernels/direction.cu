@@ -101,11 +101,11 @@ __device__ __forceinline__ void direction(const DirectionParams& p) {
 
 // Named by the queue's type; `ragged` where not every row starts at a multiple of 16 bytes.
 #define DIRECTION(T)                                                    \
-  extern "C" __global__ void __launch_bounds__(DIRECTION_THREADS, 4)    \
+  extern "C" __global__ void __launch_bounds__(DIRECTION_THREADS, 3)    \
       direction_##T(const __grid_constant__ DirectionParams p) {        \
     direction<T, true>(p);                                              \
   }                                                                     \
-  extern "C" __global__ void __launch_bounds__(DIRECTION_THREADS, 4)    \
+  extern "C" __global__ void __launch_bounds__(DIRECTION_THREADS, 3)    \
       direction_ragged_##T(const __grid_constant__ DirectionParams p) { \
     direction<T, false>(p);                                             \
   }

@@ -236,11 +236,11 @@ struct FoldParams {
 // ── direction ────────────────────────────────────────────────────────────────────────────────────
 
 // Threads of a block; the lanes that share a queue row, 16 bytes each; rows that each group of them has
-// on the way at once, enough for a multiprocessor of sm_90 with two such blocks to have 64 KiB on the
-// way; and the rows that a group sums before the sum joins the others'.
+// on the way at once (with eight of 16 bits the kernel spills); and the rows that a group sums before
+// the sum joins the others'.
 constexpr uint32_t DIRECTION_THREADS = 256;
 constexpr uint32_t DIRECTION_LANES = 8;
-constexpr uint32_t DIRECTION_FLIGHT = 8;
+constexpr uint32_t DIRECTION_FLIGHT = 4;
 constexpr uint32_t DIRECTION_RUN = 32;
 
 // The hardest of each query, weighed by what was mixed from them.
