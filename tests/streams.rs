@@ -11,7 +11,7 @@ use common::cases::unit_rows;
 use common::cuda::{alone, device, is_softgpu, to_host_of};
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use hardmix::cuda::{self, Precision, Ranked, Workspace};
+use hardmix::cuda::{self, Path, Precision, Ranked, Workspace};
 use hardmix::{Config, DType, QueryGradient, Queue};
 
 const DIM: usize = 24;
@@ -100,11 +100,7 @@ fn a_captured_graph_goes_on_where_it_stopped() {
 
 /// A whole training step, captured once: the caller advances the step in device memory and writes new
 /// queries and keys where the old ones were, and every replay is, to the bit, that step run afresh.
-#[test]
-fn a_captured_training_step_draws_afresh() {
-    if !alone("a_captured_training_step_draws_afresh") {
-        return;
-    }
+fn draws_afresh(path: Path) {
     // SAFETY: everything here is on one stream.
     unsafe { device().stream().context().disable_event_tracking() };
     let stream = device().stream().context().new_stream().expect("a stream");
@@ -122,7 +118,9 @@ fn a_captured_training_step_draws_afresh() {
         .expect("settings")
         .with_query_gradient(QueryGradient::Attached)
         .with_key_gradient(true);
-    let mut step = cuda::Step::new(&device, config.clone()).expect("a step");
+    let mut step = cuda::Step::new(&device, config.clone())
+        .expect("a step")
+        .with_path(path);
 
     let mut train = |queries: &CudaSlice<f32>, keys: &CudaSlice<f32>, words: &CudaSlice<u64>| {
         let batch = cuda::Batch::new(queries, keys, DIM).expect("a batch");
@@ -161,8 +159,12 @@ fn a_captured_training_step_draws_afresh() {
         let batch = hardmix::Batch::new(&queries, &keys, DIM).expect("a batch");
         let before = cuda::Queue::from_host(&device, &host).expect("a copy");
         let fresh = cuda::Step::new(&device, config.clone())
-            .and_then(|mut step| {
-                step.run_from_host(&batch, &before, &hardmix::Draws::seeded(seed, at)?)
+            .and_then(|step| {
+                step.with_path(path).run_from_host(
+                    &batch,
+                    &before,
+                    &hardmix::Draws::seeded(seed, at)?,
+                )
             })
             .expect("an output");
         assert_same_bits(&own, &fresh, &format!("step {at}"));
@@ -172,6 +174,20 @@ fn a_captured_training_step_draws_afresh() {
     }
     coefficients.dedup();
     assert_eq!(coefficients.len(), 5, "two steps had the same draws");
+}
+
+#[test]
+fn a_captured_training_step_draws_afresh() {
+    if alone("a_captured_training_step_draws_afresh") {
+        draws_afresh(Path::Unfused);
+    }
+}
+
+#[test]
+fn so_does_one_on_the_fused_path() {
+    if alone("so_does_one_on_the_fused_path") {
+        draws_afresh(Path::Fused);
+    }
 }
 
 /// The same bits a thousand times on a GPU, while another stream keeps it busy.
