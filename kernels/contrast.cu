@@ -17,7 +17,7 @@
 
 #include "device/copy.cuh"
 #include "device/element.cuh"
-#include "device/mma.cuh"
+#include "device/logit.cuh"
 #include "device/reduce.cuh"
 #include "params.h"
 
@@ -73,24 +73,6 @@ __device__ inline void load_pair(float (&b)[2], const float* row, uint32_t quad)
 template <class T>
 __device__ void load_pair(float (&b)[2], const T* row, uint32_t quad) {
   b[0] = to_float(row[2 * quad]), b[1] = to_float(row[2 * quad + 1]);
-}
-
-// An element of the queue: those of 16 bits are TF32 numbers.
-template <class T>
-__device__ Split split_element(float x) {
-  if constexpr (sizeof(T) == 4) return split(x);
-  return {__float_as_uint(x), 0};
-}
-
-// One product of an f32 operand with the queue's; with EXACT of f32, the small ones first.
-template <class T, bool EXACT>
-__device__ void multiply(float (&sum)[4], const uint32_t (&a_high)[4], const uint32_t (&a_low)[4],
-                         const float (&b)[2]) {
-  const Split b0 = split_element<T>(b[0]), b1 = split_element<T>(b[1]);
-  const uint32_t b_high[2] = {b0.high, b1.high}, b_low[2] = {b0.low, b1.low};
-  if (EXACT && sizeof(T) == 4) mma_tf32(sum, a_high, b_low);
-  if (EXACT) mma_tf32(sum, a_low, b_high);
-  mma_tf32(sum, a_high, b_high);
 }
 
 // The logits of a warp's queries and a tile: the arithmetic of logits.cu, in its order.
@@ -162,9 +144,35 @@ struct Max {
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-// With MAXIMA only the largest logit of each hot row; nothing where a block has none.
-template <class T, bool EXACT, bool MAXIMA>
+// What a pass makes: the largest logit of each hot row and nothing else, exponentials and sums, or these
+// and the logits that are candidates for the hardest.
+enum class Pass { MAXIMA, SUMS, RANKED };
+
+// Writes the logits of a lane's row and a tile that pass, one behind the other in queue order, and a bit
+// each. The four lanes of a row call it together; all know how many passed before.
+__device__ inline void emit(const ContrastParams& p, uint32_t row, uint32_t split, uint32_t tile,
+                            uint32_t own_bits, const float (&own)[8], uint32_t& passed) {
+  const uint32_t quad = threadIdx.x % 4;
+  uint32_t word = own_bits;
+  word |= __shfl_xor_sync(ALL_LANES, word, 1);
+  word |= __shfl_xor_sync(ALL_LANES, word, 2);
+  if (row < p.rows) {
+    if (quad == 0) p.passing[uint64_t(row) * p.tiles + tile] = word;
+    float* values = p.passed_logits + (uint64_t(row) * p.splits + split) * p.room;
+#pragma unroll
+    for (uint32_t i = 0; i < 8; ++i) {
+      const uint32_t bit = i / 2 * 8 + quad * 2 + i % 2;
+      const uint32_t at = passed + __popc(word & ((1u << bit) - 1));
+      if ((own_bits >> bit & 1) && at < p.room) values[at] = own[i];
+    }
+  }
+  passed += __popc(word);
+}
+
+template <class T, bool EXACT, Pass PASS>
 __device__ __forceinline__ void contrast(const ContrastParams& p) {
+  constexpr bool MAXIMA = PASS == Pass::MAXIMA, RANKED = PASS == Pass::RANKED;
+  static_assert(CONTRAST_DEPTH == 32, "a tile's passing bits are a word");
   extern __shared__ __align__(128) unsigned char memory[];
   Stage<T>* ring = reinterpret_cast<Stage<T>*>(memory);
   float* queries = reinterpret_cast<float*>(memory + CONTRAST_STAGES * sizeof(Stage<T>));
@@ -193,7 +201,8 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
   };
 
   // Of the lane's two rows, eight apart.
-  uint32_t own[2], unmasked[2] = {0, 0};
+  uint32_t own[2], unmasked[2] = {0, 0}, passed[2] = {0, 0};
+  float threshold[2];
   float shift[2], largest[2] = {-CUDART_INF_F, -CUDART_INF_F};
   double total[2] = {0.0, 0.0}, uniformity[2] = {0.0, 0.0};
 #pragma unroll
@@ -201,6 +210,7 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
     const uint32_t row = min(first_query + warp * 16 + half * 8 + lane / 4, p.rows - 1);
     own[half] = p.query_labels ? p.query_labels[row] : NO_LABEL;
     shift[half] = MAXIMA ? 0.0f : p.shifts[row];
+    threshold[half] = RANKED ? p.thresholds[row] : 0.0f;
   }
   float sums[COLUMNS][4] = {};
 
@@ -216,6 +226,8 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
 
     const uint32_t first = (split + stage * p.splits) * CONTRAST_DEPTH;
     float tile_total[2] = {0.0f, 0.0f}, tile_uniformity[2] = {0.0f, 0.0f};
+    uint32_t bits[2] = {0, 0};
+    float candidates[2][8];
 #pragma unroll
     for (uint32_t n = 0; n < TILES; ++n) {
 #pragma unroll
@@ -225,6 +237,12 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
         const bool taken = column < p.capacity &&
                            (own[half] == NO_LABEL || p.queue_labels[column] != own[half]);
         const float logit = logits[n][i];
+        if (RANKED) {
+          candidates[half][n * 2 + i % 2] = logit;
+          // Not `logit >= threshold`: what is no number passes, and is seen.
+          const bool passes = taken && !(logit < threshold[half]);
+          bits[half] |= uint32_t(passes) << (n * 8 + quad * 2 + i % 2);
+        }
         logits[n][i] = 0.0f;
         if (!taken) continue;
         largest[half] = fmaxf(largest[half], logit);
@@ -234,6 +252,13 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
         logits[n][i] = exponential;
         tile_total[half] += exponential;
         if (p.uniformity) tile_uniformity[half] += exp2f((logit - shift[half]) * p.uniformity_scale);
+      }
+    }
+    if constexpr (RANKED) {
+#pragma unroll
+      for (uint32_t half = 0; half < 2; ++half) {
+        const uint32_t row = first_query + warp * 16 + half * 8 + lane / 4;
+        emit(p, row, split, split + stage * p.splits, bits[half], candidates[half], passed[half]);
       }
     }
     if constexpr (!MAXIMA) {
@@ -261,6 +286,7 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
       p.unmasked[at] = row_unmasked;
       p.totals[at] = row_total;
       if (p.uniformity) p.uniformity[at] = row_uniformity;
+      if (RANKED) p.passed[at] = passed[half];
     }
     float* out = p.sums + (uint64_t(split) * p.rows + row) * p.dim;
 #pragma unroll
@@ -276,16 +302,16 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
 
 }  // namespace
 
-// Named by the queue's type, the precision, and `maxima` for the pass before.
-#define CONTRAST(T, precision, exact)                                        \
+// Named by the queue's type, the precision, `maxima` for the pass before, and `ranked` where it emits.
+#define CONTRAST_PASS(T, name, exact, pass)                                  \
   extern "C" __global__ void __launch_bounds__(CONTRAST_THREADS, 2)          \
-      contrast_##T##_##precision(const __grid_constant__ ContrastParams p) { \
-    contrast<T, exact, false>(p);                                            \
-  }                                                                          \
-  extern "C" __global__ void __launch_bounds__(CONTRAST_THREADS, 2)          \
-      contrast_##T##_##precision##_maxima(const __grid_constant__ ContrastParams p) { \
-    contrast<T, exact, true>(p);                                             \
+      contrast_##T##_##name(const __grid_constant__ ContrastParams p) {      \
+    contrast<T, exact, pass>(p);                                             \
   }
+#define CONTRAST(T, precision, exact)                           \
+  CONTRAST_PASS(T, precision, exact, Pass::SUMS)                \
+  CONTRAST_PASS(T, precision##_maxima, exact, Pass::MAXIMA)     \
+  CONTRAST_PASS(T, precision##_ranked, exact, Pass::RANKED)
 
 using f32 = float;
 CONTRAST(f32, exact, true)

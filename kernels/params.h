@@ -105,12 +105,18 @@ struct ContrastParams {
   double* totals;                // [rows, splits]
   double* uniformity;            // [rows, splits], of e^{4 l}, or null
   float* sums;                   // [splits, rows, dim]
+  const float* thresholds;       // [rows], of the logits that are emitted; of `ranked` alone, as all these
+  uint32_t* passing;             // [rows, tiles], a bit for each row of the queue
+  float* passed_logits;          // [rows, splits, room], those of a split's tiles one behind the other
+  uint32_t* passed;              // [rows, splits], how many, also where that is more than the room
   float exponent_scale;          // log2(e) / temperature
   float uniformity_scale;        // 4·log2(e)
   uint32_t rows;
   uint32_t capacity;             // less than 2^31
   uint32_t dim;                  // at most CONTRAST_DIM
   uint32_t splits;               // at most as many as the queue has tiles
+  uint32_t tiles;                // of CONTRAST_DEPTH rows of the queue
+  uint32_t room;
   uint32_t queue_aligned;        // whether every row of the queue starts at a multiple of 16 bytes
 };
 
@@ -152,6 +158,60 @@ struct RankParams {
   uint32_t hardest;   // 1 to capacity
   uint32_t first_row;  // what the status calls the first of the rows
   uint32_t infinities;  // whether they are logits like any other
+};
+
+// Of the logits that `contrast` let pass, at most RANK_CANDIDATES a row.
+struct PassedParams {
+  struct RankParams out;         // without logits; the grid has `rows` blocks
+  const uint32_t* passing;       // [rows, tiles]
+  const float* passed_logits;    // [rows, splits, room]
+  const uint32_t* passed;        // [rows, splits]
+  const uint32_t* unmasked;      // [rows, splits]
+  uint32_t* marked;              // [rows], whether the hardest are not surely among what has passed
+  uint32_t tiles;
+  uint32_t splits;
+  uint32_t room;
+};
+
+// Blocks of `repair`: as many rows' logits lie in memory, whatever the batch.
+constexpr uint32_t REPAIR_BLOCKS = 16;
+
+struct RepairParams {
+  struct RankParams out;    // without logits
+  const uint32_t* marked;   // [rows]
+  const float* queries;     // [rows, dim], usable ones
+  const void* queue;        // [capacity, dim], in the type that the kernel is named by
+  float* logits;            // [REPAIR_BLOCKS, capacity]
+  uint32_t rows;
+  uint32_t dim;
+};
+
+// ── sample ───────────────────────────────────────────────────────────────────────────────────────
+
+// Threads of a block.
+constexpr uint32_t SAMPLE_THREADS = 256;
+
+// Rows of the queue, one at a hashed place in each of `count` equal strides: neither a sorted nor a
+// periodic queue can mislead them.
+struct SampleParams {
+  const void* queue;             // [capacity, dim], in the type that the kernel is named by
+  const uint32_t* queue_labels;  // [capacity], or null
+  void* sample;                  // [count, dim]
+  uint32_t* sample_labels;       // [count], where there are labels
+  uint32_t capacity;
+  uint32_t dim;
+  uint32_t count;                // 1 to capacity
+};
+
+// The thresholds of the rows: the least of the `rank` largest sampled logits, −∞ where there are fewer.
+struct ThresholdParams {
+  const float* sampled_logits;  // [rows, rank], or null: every logit passes
+  const uint32_t* counts;       // [rows]
+  float* thresholds;            // [rows]
+  uint32_t rows;
+  uint32_t rank;
+  uint32_t forced_every;        // for tests: every how manieth row has `forced` for its threshold; 0: none
+  float forced;
 };
 
 // ── mix ──────────────────────────────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@
 // how many candidates there are, those of that bin and of the ones above. Normally they fit into
 // shared memory: a second pass lists them there, and the rest happens on the list. Where they do not
 // fit, the same code works on the row itself, in three more passes.
+#include "device/logit.cuh"
 #include "device/ordered_key.cuh"
 #include "device/radix_select.cuh"
 #include "params.h"
@@ -43,10 +44,11 @@ struct Row {
   const uint32_t* labels;
   uint32_t label, capacity, shift;
 
-  __device__ Row(const RankParams& p) {
-    logits = p.logits + uint64_t(blockIdx.x) * p.capacity;
+  // Of row `row` of the part, whose logits are these.
+  __device__ Row(const RankParams& p, uint32_t row, const float* own) {
+    logits = own;
     labels = p.queue_labels;
-    label = p.query_labels ? p.query_labels[blockIdx.x] : NO_LABEL;
+    label = p.query_labels ? p.query_labels[row] : NO_LABEL;
     capacity = p.capacity;
     shift = uint32_t(reinterpret_cast<uintptr_t>(logits) / sizeof(float)) % 4;
   }
@@ -183,42 +185,200 @@ __device__ void list(const Source& source, Shared& shared, Boundary boundary, Pu
   __syncthreads();
 }
 
+// Where the hardest of a row of the part go.
+struct Out {
+  const RankParams& p;
+  const uint32_t row;
+
+  // Their number, and what stands behind them.
+  __device__ void begin(uint32_t taken) const {
+    if (threadIdx.x == 0) p.counts[row] = taken;
+    for (uint32_t i = taken + threadIdx.x; i < p.hardest; i += RANK_THREADS) {
+      p.indices[uint64_t(row) * p.hardest + i] = NO_ROW_INDEX;
+      p.hardest_logits[uint64_t(row) * p.hardest + i] = -INFINITY;
+    }
+  }
+
+  __device__ void operator()(uint32_t at, Candidate candidate) const {
+    p.indices[uint64_t(row) * p.hardest + at] = candidate.index;
+    p.hardest_logits[uint64_t(row) * p.hardest + at] = candidate.logit;
+  }
+};
+
+// The bin of the boundary by the top bits of all logits of a source, of which one that is no number
+// goes to the status.
+template <class Source>
+__device__ Bin top_bin(const Source& source, Shared& shared, const Out& out) {
+  const uint32_t limit = out.p.infinities ? 0xff000000u : 0xfeffffffu;
+  const bool beyond = count<0>(source, shared, 0, limit);
+  if (__syncthreads_or(beyond) && threadIdx.x == 0) {
+    atomicMax(&out.p.status->logits, NO_ROW_INDEX - (out.p.first_row + out.row));
+  }
+  auto wanted = [&](uint32_t total) { return min(out.p.hardest, total); };
+  return find_bin<RANK_THREADS>(shared.histogram, shared.slots, 1, shared.bin, wanted);
+}
+
+// The hardest of a whole row of logits.
+__device__ void rank_row(const Row& row, Shared& shared, Candidate* candidates, const Out& out) {
+  const Bin top = top_bin(row, shared, out);
+  const uint32_t taken = min(out.p.hardest, top.total);
+  out.begin(taken);
+  if (taken == 0) return;
+  const uint32_t listed = top.above + top.count;
+  if (listed <= RANK_CANDIDATES) {
+    const Boundary all = {top.index << Level<0>::shift, ~0u};
+    list(row, shared, all, [&](uint32_t at, Candidate candidate) { candidates[at] = candidate; });
+    const List source = {candidates, listed};
+    list(source, shared, refine(source, shared, top, taken), out);
+  } else {
+    list(row, shared, refine(row, shared, top, taken), out);
+  }
+}
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(RANK_THREADS, 2)
     rank_logits(const __grid_constant__ RankParams p) {
   extern __shared__ __align__(16) Candidate candidates[];
   __shared__ Shared shared;
-  const Row row(p);
-  const uint64_t out = uint64_t(blockIdx.x) * p.hardest;
+  const float* logits = p.logits + uint64_t(blockIdx.x) * p.capacity;
+  rank_row(Row(p, blockIdx.x, logits), shared, candidates, {p, blockIdx.x});
+}
 
-  const uint32_t limit = p.infinities ? 0xff000000u : 0xfeffffffu;
-  const bool beyond = count<0>(row, shared, 0, limit);
-  if (__syncthreads_or(beyond) && threadIdx.x == 0) {
-    atomicMax(&p.status->logits, NO_ROW_INDEX - (p.first_row + blockIdx.x));
+// ── Of what `contrast` lets pass ─────────────────────────────────────────────────────────────────
+
+namespace {
+
+// Where a chunk's tiles have their logits among their split's: a thread takes a tile.
+struct Chunk {
+  uint32_t counts[RANK_THREADS];
+  uint32_t before[RANK_THREADS];  // of each split, in the chunks before; splits are no more than threads
+};
+
+// Lists what has passed, by ascending index. A thread takes a tile of the queue, a chunk of tiles after
+// the other; tiles of a split lie `splits` apart, and their logits one behind the other.
+__device__ void gather(const PassedParams& p, Shared& shared, Chunk& chunk, Candidate* candidates) {
+  for (uint32_t i = threadIdx.x; i < p.splits; i += RANK_THREADS) chunk.before[i] = 0;
+  const float* values = p.passed_logits + uint64_t(blockIdx.x) * p.splits * p.room;
+  uint32_t listed = 0;
+  for (uint32_t first = 0, parity = 0; first < p.tiles; first += RANK_THREADS, parity ^= 1) {
+    const uint32_t tile = first + threadIdx.x, split = tile % p.splits;
+    uint32_t word = tile < p.tiles ? p.passing[uint64_t(blockIdx.x) * p.tiles + tile] : 0;
+    chunk.counts[threadIdx.x] = __popc(word);
+    uint32_t total;
+    // Its barrier is that of `counts` and `before` too.
+    uint32_t at = listed + block_prefix<RANK_THREADS>(__popc(word), shared.slots, parity, total);
+    uint32_t from = chunk.before[split];
+    for (uint32_t i = threadIdx.x; i >= p.splits; i -= p.splits) from += chunk.counts[i - p.splits];
+    const uint32_t behind = from + __popc(word);
+    for (; word != 0; word &= word - 1) {
+      const uint32_t index = tile * CONTRAST_DEPTH + __ffs(word) - 1;
+      candidates[at++] = {index, values[uint64_t(split) * p.room + from++]};
+    }
+    listed += total;
+    __syncthreads();
+    // The last tile of each split in this chunk.
+    if (threadIdx.x + p.splits >= RANK_THREADS) chunk.before[split] = behind;
   }
-  auto wanted = [&](uint32_t total) { return min(p.hardest, total); };
-  const Bin top = find_bin<RANK_THREADS>(shared.histogram, shared.slots, 1, shared.bin, wanted);
-  const uint32_t taken = min(p.hardest, top.total);
+  __syncthreads();
+}
 
-  if (threadIdx.x == 0) p.counts[blockIdx.x] = taken;
-  for (uint32_t i = taken + threadIdx.x; i < p.hardest; i += RANK_THREADS) {
-    p.indices[out + i] = NO_ROW_INDEX;
-    p.hardest_logits[out + i] = -INFINITY;
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(RANK_THREADS, 2)
+    rank_passed(const __grid_constant__ PassedParams p) {
+  extern __shared__ __align__(16) Candidate candidates[];
+  __shared__ Shared shared;
+  __shared__ Chunk chunk;
+  uint32_t passed = 0, unmasked = 0;
+  bool clipped = false;
+  for (uint32_t i = 0; i < p.splits; ++i) {
+    const uint64_t at = uint64_t(blockIdx.x) * p.splits + i;
+    passed += p.passed[at], unmasked += p.unmasked[at];
+    clipped |= p.passed[at] > p.room;
   }
-  if (taken == 0) return;
+  // If as many have passed as are wanted, the hardest are among them, ties and all.
+  const bool short_of = passed < min(p.out.hardest, unmasked);
+  const bool marked = short_of || clipped || passed > RANK_CANDIDATES;
+  if (threadIdx.x == 0) p.marked[blockIdx.x] = marked;
+  if (marked) return;
+  gather(p, shared, chunk, candidates);
+  const Out out = {p.out, blockIdx.x};
+  const List source = {candidates, passed};
+  const Bin top = top_bin(source, shared, out);
+  const uint32_t taken = min(p.out.hardest, top.total);
+  out.begin(taken);
+  if (taken > 0) list(source, shared, refine(source, shared, top, taken), out);
+}
 
-  auto put = [&](uint32_t at, Candidate candidate) {
-    p.indices[out + at] = candidate.index;
-    p.hardest_logits[out + at] = candidate.logit;
-  };
-  const uint32_t listed = top.above + top.count;
-  if (listed <= RANK_CANDIDATES) {
-    const Boundary all = {top.index << Level<0>::shift, ~0u};
-    list(row, shared, all, [&](uint32_t at, Candidate candidate) { candidates[at] = candidate; });
-    const List source = {candidates, listed};
-    list(source, shared, refine(source, shared, top, taken), put);
-  } else {
-    list(row, shared, refine(row, shared, top, taken), put);
+// ── What is not surely right ─────────────────────────────────────────────────────────────────────
+
+namespace {
+
+// All logits of a query, to the bit those of `contrast`: the same products in the same order, of 8 queue
+// rows a warp. Of the operand's sixteen queries one is real, which is slow and does not matter.
+template <class T, bool EXACT>
+__device__ void rescore(const RepairParams& p, uint32_t row, float* logits) {
+  const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, quad = lane % 4;
+  const float* query = p.queries + uint64_t(row) * p.dim;
+  const uint32_t capacity = p.out.capacity;
+  for (uint32_t first = warp * 8; first < capacity; first += RANK_THREADS / WARP * 8) {
+    const bool inside = first + group < capacity;
+    const T* own = static_cast<const T*>(p.queue) + uint64_t(inside ? first + group : first) * p.dim;
+    float sum[4] = {};
+#pragma unroll 1
+    for (uint32_t step = 0; step < p.dim; step += 8) {
+      uint32_t a_high[4] = {}, a_low[4] = {};
+      float b[2];
+#pragma unroll
+      for (uint32_t i = 0; i < 2; ++i) {
+        // As `contrast` pairs them: see its `place`.
+        const uint32_t at = step + (sizeof(T) == 4 ? quad + i * 4 : quad * 2 + i);
+        const bool there = at < p.dim;
+        const Split parts = split(there && group == 0 ? query[at] : 0.0f);
+        a_high[i * 2] = parts.high, a_low[i * 2] = parts.low;
+        b[i] = there && inside ? to_float(own[at]) : 0.0f;
+      }
+      multiply<T, EXACT>(sum, a_high, a_low, b);
+    }
+    if (group == 0) {
+#pragma unroll
+      for (uint32_t i = 0; i < 2; ++i) {
+        if (first + quad * 2 + i < capacity) logits[first + quad * 2 + i] = sum[i];
+      }
+    }
   }
 }
+
+// Each marked row is some block's, in turn.
+template <class T, bool EXACT>
+__device__ void repair(const RepairParams& p) {
+  extern __shared__ __align__(16) Candidate candidates[];
+  __shared__ Shared shared;
+  float* logits = p.logits + uint64_t(blockIdx.x) * p.out.capacity;
+  uint32_t turn = 0;
+  for (uint32_t row = 0; row < p.rows; ++row) {
+    if (!p.marked[row] || turn++ % REPAIR_BLOCKS != blockIdx.x) continue;
+    rescore<T, EXACT>(p, row, logits);
+    __syncthreads();
+    rank_row(Row(p.out, row, logits), shared, candidates, {p.out, row});
+    __syncthreads();
+  }
+}
+
+}  // namespace
+
+// Named by the queue's type and the precision.
+#define REPAIR(T, precision, exact)                                        \
+  extern "C" __global__ void __launch_bounds__(RANK_THREADS, 1)            \
+      repair_##T##_##precision(const __grid_constant__ RepairParams p) {   \
+    repair<T, exact>(p);                                                   \
+  }
+
+using f32 = float;
+REPAIR(f32, exact, true)
+REPAIR(f16, exact, true)
+REPAIR(bf16, exact, true)
+REPAIR(f32, tensor, false)
+REPAIR(f16, tensor, false)
+REPAIR(bf16, tensor, false)

@@ -72,6 +72,7 @@ impl Part<'_> {
     /// The contract of [`Part`], of a shape that is fused.
     pub unsafe fn contrast(&self) -> Result<()> {
         let splits = splits(self.shape.capacity);
+        let ranking = self.shape.ranking();
         // One rule whether the uniformity is asked for or not: asking changes no bit of the rest.
         let depth = self.config.temperature().min(1.0 / UNIFORMITY_FACTOR);
         let bound = BoundParams {
@@ -116,12 +117,18 @@ impl Part<'_> {
                 std::ptr::null_mut()
             },
             sums: self.scratch.sums,
+            thresholds: self.scratch.thresholds,
+            passing: self.scratch.passing,
+            passed_logits: self.scratch.passed_logits,
+            passed: self.scratch.passed,
             exponent_scale: exponent_scale(self.config),
             uniformity_scale: UNIFORMITY_FACTOR * std::f32::consts::LOG2_E,
             rows: bound.rows,
             capacity: self.shape.capacity as u32,
             dim: self.shape.dim as u32,
             splits: bound.splits,
+            tiles: ranking.map_or(0, |ranking| ranking.tiles) as u32,
+            room: ranking.map_or(0, |ranking| ranking.room) as u32,
             queue_aligned: u32::from(aligned),
         };
         let stage = CONTRAST_DEPTH * stride * element as u32;
@@ -133,7 +140,7 @@ impl Part<'_> {
             threads: CONTRAST_THREADS,
             shared: CONTRAST_STAGES * stage + queries,
         };
-        let (pass, maxima) = kernels(self.dtype, self.precision);
+        let (pass, maxima) = kernels(self.dtype, self.precision, ranking.is_some());
         // SAFETY: the contract of `Part`; the kernels are those for this type, and each reads what
         // those before it have written.
         unsafe {
@@ -146,14 +153,39 @@ impl Part<'_> {
 }
 
 /// The pass, and the one before it for hot rows.
-fn kernels(dtype: DType, precision: Precision) -> (&'static str, &'static str) {
+fn kernels(dtype: DType, precision: Precision, ranked: bool) -> (&'static str, &'static str) {
     use Precision::{Exact, Tensor};
-    match (dtype, precision) {
-        (DType::F32, Exact) => ("contrast_f32_exact", "contrast_f32_exact_maxima"),
-        (DType::F32, Tensor) => ("contrast_f32_tensor", "contrast_f32_tensor_maxima"),
-        (DType::F16, Exact) => ("contrast_f16_exact", "contrast_f16_exact_maxima"),
-        (DType::F16, Tensor) => ("contrast_f16_tensor", "contrast_f16_tensor_maxima"),
-        (DType::Bf16, Exact) => ("contrast_bf16_exact", "contrast_bf16_exact_maxima"),
-        (DType::Bf16, Tensor) => ("contrast_bf16_tensor", "contrast_bf16_tensor_maxima"),
-    }
+    let [pass, maxima, pass_ranked] = match (dtype, precision) {
+        (DType::F32, Exact) => [
+            "contrast_f32_exact",
+            "contrast_f32_exact_maxima",
+            "contrast_f32_exact_ranked",
+        ],
+        (DType::F32, Tensor) => [
+            "contrast_f32_tensor",
+            "contrast_f32_tensor_maxima",
+            "contrast_f32_tensor_ranked",
+        ],
+        (DType::F16, Exact) => [
+            "contrast_f16_exact",
+            "contrast_f16_exact_maxima",
+            "contrast_f16_exact_ranked",
+        ],
+        (DType::F16, Tensor) => [
+            "contrast_f16_tensor",
+            "contrast_f16_tensor_maxima",
+            "contrast_f16_tensor_ranked",
+        ],
+        (DType::Bf16, Exact) => [
+            "contrast_bf16_exact",
+            "contrast_bf16_exact_maxima",
+            "contrast_bf16_exact_ranked",
+        ],
+        (DType::Bf16, Tensor) => [
+            "contrast_bf16_tensor",
+            "contrast_bf16_tensor_maxima",
+            "contrast_bf16_tensor_ranked",
+        ],
+    };
+    (if ranked { pass_ranked } else { pass }, maxima)
 }

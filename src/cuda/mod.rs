@@ -52,6 +52,7 @@ mod output;
 mod part;
 mod queue;
 mod rank;
+mod sample;
 mod status;
 mod step;
 mod weigh;
@@ -65,14 +66,16 @@ pub use logits::Precision;
 pub use mix::{Synthetic, mix};
 pub use queue::{Queue, Rows};
 pub use rank::{Ranked, rank, rank_logits};
+#[doc(hidden)]
+pub use sample::RankTuning;
 pub use step::Step;
 pub use workspace::Workspace;
 
 use params::{
     BoundParams, CheckParams, ContrastParams, DirectionParams, EnqueueParams, ExponentialsParams,
     FinishParams, FoldParams, GivenParams, LogitsParams, LongestParams, MaximaParams, MixParams,
-    PrepareParams, RankParams, ReduceParams, RingState, RowFigures, ShiftParams, StatusWords,
-    WeighParams,
+    PassedParams, PrepareParams, RankParams, ReduceParams, RepairParams, RingState, RowFigures,
+    SampleParams, ShiftParams, StatusWords, ThresholdParams, WeighParams,
 };
 
 /// The structs and constants of `kernels/params.h`, as bindgen reads them.
@@ -114,12 +117,16 @@ passed_to_kernels!(
     LongestParams,
     MaximaParams,
     MixParams,
+    PassedParams,
     PrepareParams,
     RankParams,
     ReduceParams,
+    RepairParams,
     RingState,
     RowFigures,
+    SampleParams,
     ShiftParams,
     StatusWords,
+    ThresholdParams,
     WeighParams,
 );

@@ -5,15 +5,20 @@ use std::ops::Range;
 use super::contrast;
 use super::device::{Device, Memory};
 use super::logits::{self, Precision};
-use super::params::{INFO_NCE_SPLIT, LONGEST_SPLIT, PRODUCT_GROUP, PRODUCT_ROWS, RowFigures};
+use super::params::{
+    INFO_NCE_SPLIT, LONGEST_SPLIT, PRODUCT_GROUP, PRODUCT_ROWS, REPAIR_BLOCKS, RowFigures,
+};
+use super::sample::{RankTuning, Ranking};
 use super::weigh::Splits;
 use super::workspace::Buffer;
 use crate::config::Config;
 use crate::error::Result;
 use crate::queue::DType;
 
-/// The most queries of a part: with short queues it is not the logits that take the memory.
+/// The most queries of a part: with short queues it is not the logits that take the memory. Where the
+/// hardest are found in the pass, candidates and the sample's logits do.
 const MOST_ROWS: usize = 4096;
+const MOST_RANKED_ROWS: usize = 1024;
 
 /// The sizes of a batch and of what it meets.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +36,7 @@ pub(super) struct Shape {
     pub rows_at_once: usize,
     /// Whether loss and gradient are made in one pass over the queue.
     pub fused: bool,
+    pub tuning: RankTuning,
 }
 
 impl Shape {
@@ -66,15 +72,24 @@ impl Shape {
         }
     }
 
+    /// How the hardest are found in the pass, where they are.
+    pub fn ranking(&self) -> Option<Ranking> {
+        (self.fused && self.hardest > 0)
+            .then(|| Ranking::of(self.capacity, self.hardest, self.tuning))
+            .flatten()
+    }
+
     /// Whether the logits are made in memory.
     pub fn has_logits(&self) -> bool {
-        !self.fused || self.hardest > 0
+        !self.fused || (self.hardest > 0 && self.ranking().is_none())
     }
 
     /// Queries of a part.
     pub fn part(&self) -> usize {
         let most = if self.has_logits() {
             logits::rows_at_once(self.capacity)
+        } else if self.ranking().is_some() {
+            MOST_RANKED_ROWS
         } else {
             MOST_ROWS
         };
@@ -146,6 +161,23 @@ scratch! {
     maxima: f32,
     /// [rows, splits].
     unmasked: u32,
+    /// Rows of the queue, [sample, dim] of its type, their labels, and the logits of all queries with
+    /// them, [rows, sample]; the largest of these, [rows, rank], and how many there are.
+    sample: f32,
+    sample_labels: u32,
+    sampled_logits: f32,
+    sampled_hardest: u32,
+    sampled_hardest_logits: f32,
+    sampled_counts: u32,
+    /// Which logits pass, `[rows]`; a bit for each, [rows, tiles]; those that do, [rows, splits, room],
+    /// and how many, [rows, splits]; whose hardest may not be among them, `[rows]`, and these rows'
+    /// logits, as many as `repair` has blocks.
+    thresholds: f32,
+    passing: u32,
+    passed_logits: f32,
+    passed: u32,
+    marked: u32,
+    repaired_logits: f32,
     /// Whether a row's shift is its largest logit, `[rows]`, on the fused path.
     hot: u32,
     /// `[rows]`.
@@ -186,6 +218,10 @@ impl Scratch {
         let Shape { dim, capacity, .. } = shape;
         let rows = shape.part();
         let splits = shape.logit_splits();
+        let ranking = shape.ranking();
+        let (sample, rank) = ranking.map_or((0, 0), |r| (r.sample, r.rank));
+        let (tiles, room) = ranking.map_or((0, 0), |r| (r.tiles, r.room));
+        let ranked = usize::from(ranking.is_some());
         let drawn = usize::from(!given && shape.synthetics() > 0);
         let sizes = Sizes {
             usable: (rows, dim),
@@ -198,6 +234,18 @@ impl Scratch {
             logits: (rows, capacity * usize::from(shape.has_logits())),
             maxima: (rows, splits),
             unmasked: (rows, splits),
+            sample: (sample, dim),
+            sample_labels: (sample, 1),
+            sampled_logits: (rows, sample),
+            sampled_hardest: (rows, rank),
+            sampled_hardest_logits: (rows, rank),
+            sampled_counts: (rows, usize::from(sample > 0)),
+            thresholds: (rows, ranked),
+            passing: (rows, tiles),
+            passed_logits: (rows * splits, room),
+            passed: (rows, splits * ranked),
+            marked: (rows, ranked),
+            repaired_logits: (REPAIR_BLOCKS as usize * ranked, capacity),
             hot: (rows, usize::from(shape.fused)),
             shifts: (rows, 1),
             totals: (rows, splits),

@@ -329,11 +329,26 @@ impl<'a> Selection<'a> {
         mask: Option<&Mask<'_>>,
         infinities: bool,
     ) -> Result<()> {
+        let params = RankParams {
+            logits,
+            infinities: u32::from(infinities),
+            ..self.params(&rows, mask)
+        };
+        // SAFETY: the caller's contract for what is read; what is written has room for all rows of
+        // the batch, and the guards in `self` keep it.
+        unsafe {
+            self.device
+                .launch(rank_launch("rank_logits", rows.len()), &params)
+        }
+    }
+
+    /// Where the lists of some of the rows go, and what masks them; without logits.
+    pub fn params(&self, rows: &std::ops::Range<usize>, mask: Option<&Mask<'_>>) -> RankParams {
         debug_assert!(rows.end <= self.rows);
         let list = rows.start * self.hardest;
         let query_labels = pointer_or_null(mask.map(|mask| mask.queries));
-        let params = RankParams {
-            logits,
+        RankParams {
+            logits: std::ptr::null(),
             query_labels: match mask {
                 Some(_) => query_labels.wrapping_add(rows.start),
                 None => query_labels,
@@ -346,18 +361,19 @@ impl<'a> Selection<'a> {
             capacity: self.capacity as u32,
             hardest: self.hardest as u32,
             first_row: rows.start as u32,
-            infinities: u32::from(infinities),
-        };
-        let launch = Launch {
-            file: "rank",
-            kernel: "rank_logits",
-            grid: (rows.len() as u32, 1, 1),
-            threads: RANK_THREADS,
-            shared: RANK_CANDIDATES * 8,
-        };
-        // SAFETY: the caller's contract for what is read; what is written has room for all rows of
-        // the batch, and the guards in `self` keep it.
-        unsafe { self.device.launch(launch, &params) }
+            infinities: 0,
+        }
+    }
+}
+
+/// A launch of a kernel of `rank.cu`.
+pub(super) fn rank_launch(kernel: &'static str, blocks: usize) -> Launch {
+    Launch {
+        file: "rank",
+        kernel,
+        grid: (blocks as u32, 1, 1),
+        threads: RANK_THREADS,
+        shared: RANK_CANDIDATES * 8,
     }
 }
 

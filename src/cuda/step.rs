@@ -12,6 +12,7 @@ use super::params::INFO_NCE_SPLIT;
 use super::part::{Part, Scratch, Shape, Source};
 use super::queue::Queue;
 use super::rank::{Mask, Selection, check_hardest};
+use super::sample::RankTuning;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::output::Output;
@@ -28,6 +29,7 @@ pub struct Step {
     precision: Precision,
     path: Path,
     rows_at_once: usize,
+    tuning: RankTuning,
     scratch: Scratch,
     results: Results,
 }
@@ -59,6 +61,7 @@ impl Step {
             precision: Precision::default(),
             path: Path::default(),
             rows_at_once: usize::MAX,
+            tuning: RankTuning::default(),
             scratch: Scratch::new(device)?,
             results: Results::new(device)?,
         })
@@ -84,6 +87,14 @@ impl Step {
     #[must_use]
     pub fn with_rows_at_once(mut self, rows: usize) -> Self {
         self.rows_at_once = rows;
+        self
+    }
+
+    /// For tests of the branches that ordinary input hardly takes.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_rank_tuning(mut self, tuning: RankTuning) -> Self {
+        self.tuning = tuning;
         self
     }
 
@@ -164,12 +175,14 @@ impl Step {
             precision,
             path,
             rows_at_once,
+            tuning,
             scratch,
             results,
         } = self;
         let given = matches!(negatives, Negatives::Given(..));
         let mut shape = shape(config, batch, queue, *rows_at_once, given)?;
         shape.fused = path.is_fused(shape)?;
+        shape.tuning = *tuning;
         results.ran = None;
 
         let queries = device.read("queries", batch.queries)?;
@@ -241,6 +254,9 @@ impl Step {
         // stream runs one part's kernels before the next one's, which use the same scratch.
         unsafe {
             whole.longest()?;
+            if let Some(ranking) = shape.ranking() {
+                whole.sample(ranking)?;
+            }
             if let Held::Given(mixed, query_mixed) = &held {
                 let widths = [(mixed, shape.mixed), (query_mixed, shape.query_mixed)];
                 for (at, (features, width)) in widths.into_iter().enumerate() {
@@ -343,6 +359,7 @@ fn shape(
         query_mixed: config.query_mixed(),
         rows_at_once,
         fused: false,
+        tuning: RankTuning::default(),
     };
     check_synthetics(shape.mixed, shape.query_mixed)?;
     if shape.hardest > 0 {
@@ -400,13 +417,23 @@ impl Part<'_> {
             if self.shape.has_logits() {
                 self.logits()?;
             }
-            if let Some(selection) = selection {
-                selection.select(self.scratch.logits, self.rows.clone(), mask, false)?;
-            }
-            if self.shape.fused {
-                self.contrast()?;
-            } else {
-                self.maxima()?;
+            match (selection, self.shape.ranking()) {
+                (Some(selection), Some(ranking)) => {
+                    let out = selection.params(&self.rows, mask);
+                    self.thresholds(ranking, &out)?;
+                    self.contrast()?;
+                    self.rank_passed(ranking, out)?;
+                }
+                (selection, _) => {
+                    if let Some(selection) = selection {
+                        selection.select(self.scratch.logits, self.rows.clone(), mask, false)?;
+                    }
+                    if self.shape.fused {
+                        self.contrast()?;
+                    } else {
+                        self.maxima()?;
+                    }
+                }
             }
             match &self.source {
                 Source::Nothing => self.shift()?,

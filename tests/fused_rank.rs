@@ -1,0 +1,219 @@
+//! The hardest as the fused path finds them, to the bit those of the unfused path: by a threshold from a
+//! sample, a filter in the pass, and a repair of the rows for which these did not do.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use common::cases::unit_rows;
+use common::cuda::{device, under_all_schedules};
+use hardmix::cuda::{self, Path, Precision, RankTuning};
+use hardmix::{Batch, Config, DType, Draws, Output, Queue, Rows};
+
+struct Input {
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    labels: Option<Vec<u32>>,
+    queue: Queue,
+    config: Config,
+}
+
+/// N hardest, and a few synthetic negatives, whose logits follow from the hardest logits.
+fn input(rows: usize, dim: usize, hardest: usize, queue: Queue) -> Input {
+    let rng = &mut fastrand::Rng::with_seed((rows * dim + hardest) as u64);
+    Input {
+        queries: unit_rows(rng, rows, dim),
+        keys: unit_rows(rng, rows, dim),
+        labels: None,
+        queue,
+        config: Config::mochi(hardest, 20, 8).expect("settings"),
+    }
+}
+
+fn random(capacity: usize, dim: usize, dtype: DType) -> Queue {
+    Queue::random(capacity, dim, dtype, 7).expect("a queue")
+}
+
+fn from_rows(rows: Vec<f32>, dim: usize, dtype: DType) -> Queue {
+    Queue::from_rows(Rows::from_f32(dtype, &rows), dim).expect("a queue")
+}
+
+fn run(input: &Input, path: Path, precision: Precision, tuning: RankTuning) -> Output {
+    let device = device();
+    let dim = input.queue.dim();
+    let queue = cuda::Queue::from_host(device, &input.queue).expect("a copy");
+    let mut batch = Batch::new(&input.queries, &input.keys, dim).expect("a batch");
+    if let Some(labels) = &input.labels {
+        batch = batch.with_labels(labels).expect("labels");
+    }
+    cuda::Step::new(device, input.config.clone())
+        .expect("a step")
+        .with_path(path)
+        .with_precision(precision)
+        .with_rank_tuning(tuning)
+        .run_from_host(&batch, &queue, &Draws::seeded(3, 4).expect("draws"))
+        .expect("an output")
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|logit| logit.to_bits()).collect()
+}
+
+#[track_caller]
+fn same(input: &Input, precision: Precision, tunings: &[RankTuning], what: &str) {
+    let expected = run(input, Path::Unfused, precision, RankTuning::default());
+    for tuning in tunings {
+        let own = run(input, Path::Fused, precision, *tuning);
+        let what = format!("{what}, {precision:?}, {tuning:?}");
+        assert_eq!(own.hardest, expected.hardest, "{what}");
+        // Functions of the logits of the hardest: one bit of those would show.
+        assert_eq!(
+            bits(&own.mixed_logits),
+            bits(&expected.mixed_logits),
+            "{what}"
+        );
+        let synthetic = [&own.query_mixed_logits, &expected.query_mixed_logits];
+        assert_eq!(bits(synthetic[0]), bits(synthetic[1]), "{what}");
+    }
+}
+
+const ALL: RankTuning = RankTuning {
+    sample: None,
+    room: None,
+    forced: None,
+};
+const SAMPLED: RankTuning = RankTuning {
+    sample: Some(96),
+    ..ALL
+};
+
+fn forced(threshold: f32, every: u32) -> RankTuning {
+    RankTuning {
+        forced: Some((threshold, every)),
+        ..SAMPLED
+    }
+}
+
+fn room(room: usize) -> RankTuning {
+    RankTuning {
+        room: Some(room),
+        ..SAMPLED
+    }
+}
+
+#[test]
+fn every_branch_gives_the_hardest_of_every_type() {
+    let tunings = [
+        ALL,
+        SAMPLED,
+        // Nothing passes and all rows are repaired; everything passes; single rows.
+        forced(f32::INFINITY, 1),
+        forced(f32::NEG_INFINITY, 1),
+        forced(f32::INFINITY, 3),
+        // Clipped: all rows, or those with a crowded split.
+        room(1),
+        room(24),
+    ];
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        let input = input(5, 20, 40, random(1100, 20, dtype));
+        same(&input, Precision::Exact, &tunings, &format!("{dtype:?}"));
+    }
+    let input = input(5, 20, 40, random(1100, 20, DType::F32));
+    same(&input, Precision::Tensor, &tunings, "F32");
+}
+
+#[test]
+fn hostile_queues() {
+    const DIM: usize = 8;
+    let rng = &mut fastrand::Rng::with_seed(9);
+    let base = unit_rows(rng, 700, DIM);
+    let row = |at: usize| &base[at * DIM..(at + 1) * DIM];
+    let of = |pick: &dyn Fn(usize) -> Vec<f32>| (0..700).flat_map(pick).collect::<Vec<f32>>();
+    let mut sorted: Vec<usize> = (0..700).collect();
+    sorted.sort_by(|&a, &b| base[a * DIM].total_cmp(&base[b * DIM]));
+    let queues = [
+        ("all equal", of(&|_| row(0).to_vec())),
+        ("eight values", of(&|at| row(at * 7 % 8).to_vec())),
+        (
+            "zeros of both signs",
+            of(&|at| vec![if at % 2 == 0 { 0.0 } else { -0.0 }; DIM]),
+        ),
+        ("sorted", of(&|at| row(sorted[at]).to_vec())),
+        (
+            "a hot spot",
+            of(&|at| {
+                if (320..352).contains(&at) {
+                    row(1).to_vec()
+                } else {
+                    row(at).iter().map(|x| x * 1e-3).collect()
+                }
+            }),
+        ),
+        (
+            "a period of the sample's",
+            of(&|at| {
+                if at % 7 == 0 {
+                    row(2).to_vec()
+                } else {
+                    row(at).to_vec()
+                }
+            }),
+        ),
+    ];
+    for (what, rows) in queues {
+        let input = input(3, DIM, 60, from_rows(rows, DIM, DType::F32));
+        same(&input, Precision::Exact, &[ALL, SAMPLED], what);
+    }
+}
+
+#[test]
+fn shapes_that_are_multiples_of_nothing() {
+    for (rows, capacity, dim, hardest) in [
+        (1, 1, 1, 1),
+        (2, 31, 5, 31),
+        (65, 33, 3, 1),
+        (1, 600, 128, 600),
+        (3, 4200, 4, 50),
+    ] {
+        let input = input(rows, dim, hardest, random(capacity, dim, DType::Bf16));
+        let what = format!("{rows} × {capacity} × {dim}, {hardest} hardest");
+        same(
+            &input,
+            Precision::Exact,
+            &[ALL, forced(f32::INFINITY, 2)],
+            &what,
+        );
+    }
+}
+
+/// Rows with hardly a negative, and none, among others: the threshold of the sample is then −∞.
+#[test]
+fn masked_rows() {
+    let labels = (0..900).map(|at| u32::from(at >= 20)).collect();
+    let queue = random(900, 12, DType::F32).with_labels(labels);
+    let mut input = input(6, 12, 30, queue.expect("labels"));
+    input.labels = Some(vec![0, 1, 2, 1, 0, 1]);
+    input.config = input.config.with_oracle(true);
+    let tunings = [ALL, SAMPLED, forced(f32::INFINITY, 2), room(2)];
+    same(&input, Precision::Exact, &tunings, "masked");
+}
+
+/// A queue that is sampled without being told to.
+#[test]
+fn a_long_queue() {
+    let input = input(2, 4, 100, random(9000, 4, DType::Bf16));
+    same(&input, Precision::Exact, &[ALL], "9000 rows");
+}
+
+#[test]
+fn every_schedule_gives_the_same_bits() {
+    under_all_schedules(|| {
+        let input = input(4, 12, 30, random(600, 12, DType::F32));
+        let own = run(
+            &input,
+            Path::Fused,
+            Precision::Exact,
+            forced(f32::INFINITY, 2),
+        );
+        (own.hardest, bits(&own.mixed_logits))
+    });
+}
