@@ -361,8 +361,8 @@ __device__ void repair(const RepairParams& p) {
     if (!p.marked[row] || turn++ % REPAIR_BLOCKS != blockIdx.x) continue;
     rescore<T, EXACT>(p, row, logits);
     __syncthreads();
+    // Ends behind a barrier, after its last look at the logits.
     rank_row(Row(p.out, row, logits), shared, candidates, {p.out, row});
-    __syncthreads();
   }
 }
 

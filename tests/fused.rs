@@ -187,22 +187,29 @@ fn neither_schedule_nor_batch_changes_a_bit() {
     }
 }
 
-/// The path that was asked for is taken, and writes no weight of the queue.
+/// The path that was asked for is taken, and writes neither a logit nor a weight of the queue.
 #[test]
-fn one_pass_makes_no_weights() {
-    if !is_softgpu() || !common::cuda::alone("one_pass_makes_no_weights") {
+fn one_pass_makes_neither_logits_nor_weights() {
+    if !is_softgpu() || !common::cuda::alone("one_pass_makes_neither_logits_nor_weights") {
         return;
     }
-    for (case, direction) in [
-        (case(4, 100, 8, DType::F32), false),
-        (mochi((4, 100, 8), (9, 5, 3), DType::F32), true),
+    for (case, mixes, pass) in [
+        (case(4, 100, 8, DType::F32), false, "contrast_f32_exact"),
+        (
+            mochi((4, 100, 8), (9, 5, 3), DType::F32),
+            true,
+            "contrast_f32_exact_ranked",
+        ),
     ] {
         softgpu::take_launches();
         FUSED.step(&case).expect("a step");
         let launches = softgpu::take_launches();
         let names: Vec<_> = launches.iter().map(|(kernel, _)| kernel.as_str()).collect();
-        assert!(names.contains(&"contrast_f32_exact"), "{names:?}");
-        assert_eq!(names.contains(&"direction_f32"), direction, "{names:?}");
+        assert!(names.contains(&pass), "{names:?}");
+        assert_eq!(names.contains(&"direction_f32"), mixes, "{names:?}");
+        // One tile of logits is the products of queries and keys.
+        let logits = names.iter().filter(|name| name.starts_with("logits_"));
+        assert_eq!(logits.count(), 1, "{names:?}");
         for kernel in ["maxima", "exponentials", "weigh_f32_exact"] {
             assert!(!names.contains(&kernel), "{names:?}");
         }

@@ -5,7 +5,7 @@
 mod common;
 
 use common::cases::unit_rows;
-use common::cuda::{device, under_all_schedules};
+use common::cuda::{alone, device, is_softgpu, under_all_schedules};
 use hardmix::cuda::{self, Path, Precision, RankTuning};
 use hardmix::{Batch, Config, DType, Draws, Output, Queue, Rows};
 
@@ -197,11 +197,30 @@ fn masked_rows() {
     same(&input, Precision::Exact, &tunings, "masked");
 }
 
-/// A queue that is sampled without being told to.
+/// A queue that is sampled without being told to, with more tiles than `rank_passed` has threads.
 #[test]
 fn a_long_queue() {
-    let input = input(2, 4, 100, random(9000, 4, DType::Bf16));
-    same(&input, Precision::Exact, &[ALL], "9000 rows");
+    let input = input(1, 4, 100, random(17_500, 4, DType::Bf16));
+    same(&input, Precision::Exact, &[ALL], "17500 rows");
+}
+
+/// A threshold that let too little or too much pass would be repaired, at the cost of another pass.
+#[test]
+fn thresholds_of_a_sample_need_no_repair() {
+    if !is_softgpu() || !alone("thresholds_of_a_sample_need_no_repair") {
+        return;
+    }
+    let input = input(4, 4, 100, random(17_500, 4, DType::Bf16));
+    for (tuning, repaired) in [(ALL, false), (forced(f32::INFINITY, 4), true)] {
+        softgpu::take_launches();
+        run(&input, Path::Fused, Precision::Exact, tuning);
+        let launches = softgpu::take_launches();
+        let repair = launches
+            .iter()
+            .find(|(kernel, _)| kernel == "repair_bf16_exact");
+        let (_, counters) = repair.expect("always launched");
+        assert_eq!(counters.tensor_operations > 0, repaired, "{tuning:?}");
+    }
 }
 
 #[test]
