@@ -11,6 +11,9 @@
 // logit. A split takes every `splits`-th tile. Splits are cut by the queue's length alone, and a
 // logit's bits are those of logits.cu: a row's bits do not depend on its batch.
 //
+// Where the hardest are asked for, the logits that may be among them leave the pass: those not below
+// the row's threshold, one behind the other, and a bit for each row of the queue.
+//
 // Each tile's sum, on the tensor cores, joins its split's by an addition that rounds to nearest:
 // theirs truncate, and over a whole split that would add up.
 #include <math_constants.h>

@@ -8,6 +8,10 @@
 // how many candidates there are, those of that bin and of the ones above. Normally they fit into
 // shared memory: a second pass lists them there, and the rest happens on the list. Where they do not
 // fit, the same code works on the row itself, in three more passes.
+//
+// `rank_logits` ranks whole rows; `rank_passed` what the pass over the queue has let pass, a superset of
+// the hardest if it is as long as their list. Where it is not, or was clipped, it marks the row, and
+// `repair` makes that row's logits again and ranks them: no candidate is ever dropped in silence.
 #include "device/logit.cuh"
 #include "device/ordered_key.cuh"
 #include "device/radix_select.cuh"

@@ -204,6 +204,13 @@ fn a_long_queue() {
     same(&input, Precision::Exact, &[ALL], "17500 rows");
 }
 
+/// More hardest than can be listed of what passes: their logits are made beside the pass.
+#[test]
+fn more_hardest_than_candidates_can_be() {
+    let input = input(1, 3, 8500, random(9000, 3, DType::F32));
+    same(&input, Precision::Exact, &[ALL], "8500 of 9000");
+}
+
 /// A threshold that let too little or too much pass would be repaired, at the cost of another pass.
 #[test]
 fn thresholds_of_a_sample_need_no_repair() {

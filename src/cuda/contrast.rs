@@ -20,8 +20,10 @@ pub enum Path {
     #[default]
     Auto,
     /// One pass over the queue that keeps no logits: memory for B·(64·d) floats at most in place of
-    /// B·K. Only with at most 128 dimensions. Where the hardest are asked for, their logits are made
-    /// beside it; synthetic negatives join from the rows they are mixed from.
+    /// B·K, and for candidates of the hardest, a bit a logit and some four times N floats a query. Only
+    /// with at most 128 dimensions. Synthetic negatives join from the rows they are mixed from. Where N
+    /// is too large for a list of candidates (above 4586 at K = 65536, above 2136 from 2¹⁸ on; up to
+    /// 8192 rows no N is), logits are made beside the pass after all.
     Fused,
     /// The logits of some of the queries are made in memory, then read by each kernel after.
     Unfused,
