@@ -364,8 +364,7 @@ __device__ void repair(const RepairParams& p) {
   for (uint32_t row = 0; row < p.rows; ++row) {
     if (!p.marked[row] || turn++ % REPAIR_BLOCKS != blockIdx.x) continue;
     rescore<T, EXACT>(p, row, logits);
-    __syncthreads();
-    // Ends behind a barrier, after its last look at the logits.
+    // Looks at a logit only behind a barrier, and ends behind one.
     rank_row(Row(p.out, row, logits), shared, candidates, {p.out, row});
   }
 }
