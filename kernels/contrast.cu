@@ -29,12 +29,19 @@ namespace {
 constexpr uint32_t NO_LABEL = 0xffffffffu;
 constexpr uint32_t WARPS = CONTRAST_THREADS / WARP;
 static_assert(WARPS * 16 == CONTRAST_ROWS, "a warp takes 16 queries");
-// A tile's logits of a warp, and the dimensions, by eight.
-constexpr uint32_t TILES = CONTRAST_DEPTH / 8, COLUMNS = CONTRAST_DIM / 8;
+// A tile's logits of a warp, by eight.
+constexpr uint32_t TILES = CONTRAST_DEPTH / 8;
 
-template <class T>
+// Everything of at most DIM dimensions.
+template <uint32_t DIM>
+constexpr uint32_t STAGES = DIM == CONTRAST_DIM ? CONTRAST_STAGES : CONTRAST_LARGE_STAGES;
+
+template <uint32_t DIM>
+constexpr uint32_t QUERY_STRIDE = DIM + CONTRAST_PADDING;
+
+template <class T, uint32_t DIM>
 struct alignas(16) Stage {
-  T rows[CONTRAST_DEPTH][sizeof(T) == 4 ? CONTRAST_QUEUE_STRIDE : CONTRAST_QUEUE_STRIDE_16];
+  T rows[CONTRAST_DEPTH][DIM + (sizeof(T) == 4 ? CONTRAST_PADDING : CONTRAST_PADDING_16)];
 };
 
 // Where dimension `at` of a query lies, so that it meets its like in a queue row: of 16-bit elements
@@ -47,8 +54,8 @@ __device__ uint32_t place(uint32_t at) {
 }
 
 // Copies `width` elements, a multiple of 8, of each queue row from `first` on, zeros past either end.
-template <class T>
-__device__ void fill(Stage<T>& to, const ContrastParams& p, uint32_t first, uint32_t width) {
+template <class T, uint32_t DIM>
+__device__ void fill(Stage<T, DIM>& to, const ContrastParams& p, uint32_t first, uint32_t width) {
   constexpr uint32_t PER_CHUNK = 16 / sizeof(T);
   const T* queue = static_cast<const T*>(p.queue);
   if (p.queue_aligned) {
@@ -79,8 +86,8 @@ __device__ void load_pair(float (&b)[2], const T* row, uint32_t quad) {
 }
 
 // The logits of a warp's queries and a tile: the arithmetic of logits.cu, in its order.
-template <class T, bool EXACT>
-__device__ void logits_of(float (&logits)[TILES][4], const float* queries, const Stage<T>& stage,
+template <class T, bool EXACT, uint32_t DIM>
+__device__ void logits_of(float (&logits)[TILES][4], const float* queries, const Stage<T, DIM>& stage,
                           uint32_t width) {
   const uint32_t group = threadIdx.x % WARP / 4, quad = threadIdx.x % 4;
 #pragma unroll 1
@@ -89,7 +96,7 @@ __device__ void logits_of(float (&logits)[TILES][4], const float* queries, const
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
       const uint32_t row = group + i % 2 * 8, column = step + quad + i / 2 * 4;
-      const Split parts = split(queries[row * CONTRAST_QUERY_STRIDE + column]);
+      const Split parts = split(queries[row * QUERY_STRIDE<DIM> + column]);
       a_high[i] = parts.high, a_low[i] = parts.low;
     }
 #pragma unroll
@@ -103,9 +110,9 @@ __device__ void logits_of(float (&logits)[TILES][4], const float* queries, const
 
 // The exponentials' product with the tile. A lane holds of eight queue rows those at 2·quad and
 // 2·quad + 1: they go to the tensor cores as the quad-th and (quad + 4)-th.
-template <class T, bool EXACT>
-__device__ void weigh(float (&totals)[COLUMNS][4], const float (&weights)[TILES][4],
-                      const Stage<T>& stage, uint32_t width) {
+template <class T, bool EXACT, uint32_t DIM>
+__device__ void weigh(float (&totals)[DIM / 8][4], const float (&weights)[TILES][4],
+                      const Stage<T, DIM>& stage, uint32_t width) {
   const uint32_t group = threadIdx.x % WARP / 4, quad = threadIdx.x % 4;
   uint32_t a_high[TILES][4], a_low[TILES][4];
 #pragma unroll
@@ -117,7 +124,7 @@ __device__ void weigh(float (&totals)[COLUMNS][4], const float (&weights)[TILES]
     }
   }
 #pragma unroll
-  for (uint32_t column = 0; column < COLUMNS; ++column) {
+  for (uint32_t column = 0; column < DIM / 8; ++column) {
     if (column * 8 >= width) continue;
     float sum[4] = {};
 #pragma unroll
@@ -172,13 +179,13 @@ __device__ inline void emit(const ContrastParams& p, uint32_t row, uint32_t spli
   passed += __popc(word);
 }
 
-template <class T, bool EXACT, Pass PASS>
+template <class T, bool EXACT, uint32_t DIM, Pass PASS>
 __device__ __forceinline__ void contrast(const ContrastParams& p) {
   constexpr bool MAXIMA = PASS == Pass::MAXIMA, RANKED = PASS == Pass::RANKED;
   static_assert(CONTRAST_DEPTH == 32, "a tile's passing bits are a word");
   extern __shared__ __align__(128) unsigned char memory[];
-  Stage<T>* ring = reinterpret_cast<Stage<T>*>(memory);
-  float* queries = reinterpret_cast<float*>(memory + CONTRAST_STAGES * sizeof(Stage<T>));
+  Stage<T, DIM>* ring = reinterpret_cast<Stage<T, DIM>*>(memory);
+  float* queries = reinterpret_cast<float*>(memory + STAGES<DIM> * sizeof(Stage<T, DIM>));
   const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, quad = lane % 4;
   const uint32_t first_query = blockIdx.x * CONTRAST_ROWS, split = blockIdx.y;
   if (MAXIMA) {
@@ -190,7 +197,7 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
   for (uint32_t i = threadIdx.x; i < CONTRAST_ROWS * width; i += CONTRAST_THREADS) {
     const uint32_t y = i / width, x = i % width;
     const bool inside = first_query + y < p.rows && x < p.dim;
-    queries[y * CONTRAST_QUERY_STRIDE + place<T>(x)] =
+    queries[y * QUERY_STRIDE<DIM> + place<T>(x)] =
         inside ? p.queries[uint64_t(first_query + y) * p.dim + x] : 0.0f;
   }
 
@@ -198,7 +205,7 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
   const uint32_t stages = (all - split + p.splits - 1) / p.splits;
   auto refill = [&](uint32_t stage) {
     if (stage < stages) {
-      fill(ring[stage % CONTRAST_STAGES], p, (split + stage * p.splits) * CONTRAST_DEPTH, width);
+      fill(ring[stage % STAGES<DIM>], p, (split + stage * p.splits) * CONTRAST_DEPTH, width);
     }
     copy_commit();
   };
@@ -215,17 +222,17 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
     shift[half] = MAXIMA ? 0.0f : p.shifts[row];
     threshold[half] = RANKED ? p.thresholds[row] : 0.0f;
   }
-  float sums[COLUMNS][4] = {};
+  float sums[DIM / 8][4] = {};
 
-  for (uint32_t stage = 0; stage + 1 < CONTRAST_STAGES; ++stage) refill(stage);
+  for (uint32_t stage = 0; stage + 1 < STAGES<DIM>; ++stage) refill(stage);
   for (uint32_t stage = 0; stage < stages; ++stage) {
-    copy_wait<CONTRAST_STAGES - 2>();
+    copy_wait<STAGES<DIM> - 2>();
     // Every thread's copies of this stage have arrived, and no thread reads the one before.
     __syncthreads();
-    refill(stage + CONTRAST_STAGES - 1);
-    const Stage<T>& tile = ring[stage % CONTRAST_STAGES];
+    refill(stage + STAGES<DIM> - 1);
+    const Stage<T, DIM>& tile = ring[stage % STAGES<DIM>];
     float logits[TILES][4] = {};
-    logits_of<T, EXACT>(logits, queries + warp * 16 * CONTRAST_QUERY_STRIDE, tile, width);
+    logits_of<T, EXACT>(logits, queries + warp * 16 * QUERY_STRIDE<DIM>, tile, width);
 
     const uint32_t first = (split + stage * p.splits) * CONTRAST_DEPTH;
     float tile_total[2] = {0.0f, 0.0f}, tile_uniformity[2] = {0.0f, 0.0f};
@@ -293,7 +300,7 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
     }
     float* out = p.sums + (uint64_t(split) * p.rows + row) * p.dim;
 #pragma unroll
-    for (uint32_t n = 0; n < COLUMNS; ++n) {
+    for (uint32_t n = 0; n < DIM / 8; ++n) {
 #pragma unroll
       for (uint32_t i = 0; i < 2; ++i) {
         const uint32_t column = n * 8 + quad * 2 + i;
@@ -305,24 +312,27 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
 
 }  // namespace
 
-// Named by the queue's type, the precision, `maxima` for the pass before, and `ranked` where it emits.
-#define CONTRAST_PASS(T, name, exact, pass)                                  \
-  extern "C" __global__ void __launch_bounds__(CONTRAST_THREADS, 2)          \
+// Named by the queue's type, the precision, the most dimensions, `maxima` for the pass before, and `ranked`
+// where it emits.
+#define CONTRAST_PASS(T, name, exact, dim, blocks, pass)                     \
+  extern "C" __global__ void __launch_bounds__(CONTRAST_THREADS, blocks)     \
       contrast_##T##_##name(const __grid_constant__ ContrastParams p) {      \
-    contrast<T, exact, pass>(p);                                             \
+    contrast<T, exact, dim, pass>(p);                                        \
   }
-#define CONTRAST(T, precision, exact)                           \
-  CONTRAST_PASS(T, precision, exact, Pass::SUMS)                \
-  CONTRAST_PASS(T, precision##_maxima, exact, Pass::MAXIMA)     \
-  CONTRAST_PASS(T, precision##_ranked, exact, Pass::RANKED)
+#define CONTRAST_DIMENSIONS(T, name, exact, dim, blocks)               \
+  CONTRAST_PASS(T, name, exact, dim, blocks, Pass::SUMS)               \
+  CONTRAST_PASS(T, name##_maxima, exact, dim, blocks, Pass::MAXIMA)    \
+  CONTRAST_PASS(T, name##_ranked, exact, dim, blocks, Pass::RANKED)
+#define CONTRAST(T)                                                          \
+  CONTRAST_DIMENSIONS(T, exact_128, true, CONTRAST_DIM, 2)                   \
+  CONTRAST_DIMENSIONS(T, tensor_128, false, CONTRAST_DIM, 2)                 \
+  CONTRAST_DIMENSIONS(T, exact_256, true, CONTRAST_LARGE_DIM, 1)             \
+  CONTRAST_DIMENSIONS(T, tensor_256, false, CONTRAST_LARGE_DIM, 1)
 
 using f32 = float;
-CONTRAST(f32, exact, true)
-CONTRAST(f16, exact, true)
-CONTRAST(bf16, exact, true)
-CONTRAST(f32, tensor, false)
-CONTRAST(f16, tensor, false)
-CONTRAST(bf16, tensor, false)
+CONTRAST(f32)
+CONTRAST(f16)
+CONTRAST(bf16)
 
 // A thread takes a row: its bound, and whether exponentials relative to it could be too small.
 extern "C" __global__ void __launch_bounds__(BOUND_THREADS, 4)

@@ -80,18 +80,20 @@ struct CheckParams {
 
 // ── contrast ─────────────────────────────────────────────────────────────────────────────────────
 
-// Threads of a block, its queries, the queue rows of its tile, stages of its ring in shared memory, and
-// the most dimensions, whose sums lie in registers.
+// Threads of a block, its queries, and the queue rows of its tile.
 constexpr uint32_t CONTRAST_THREADS = 128;
 constexpr uint32_t CONTRAST_ROWS = 64;
 constexpr uint32_t CONTRAST_DEPTH = 32;
-constexpr uint32_t CONTRAST_STAGES = 3;
+// The most dimensions, whose sums lie in registers, and the stages of its ring in shared memory: of the
+// kernels for few dimensions two blocks fit a multiprocessor, of those for many one, of sm_80 too.
 constexpr uint32_t CONTRAST_DIM = 128;
-// Elements between rows in shared memory: fragments are then read without bank conflicts, of f32 and
-// of 16 bits, across rows and along them.
-constexpr uint32_t CONTRAST_QUERY_STRIDE = CONTRAST_DIM + 4;
-constexpr uint32_t CONTRAST_QUEUE_STRIDE = CONTRAST_DIM + 4;       // of f32
-constexpr uint32_t CONTRAST_QUEUE_STRIDE_16 = CONTRAST_DIM + 8;    // of f16 and bf16
+constexpr uint32_t CONTRAST_STAGES = 3;
+constexpr uint32_t CONTRAST_LARGE_DIM = 256;
+constexpr uint32_t CONTRAST_LARGE_STAGES = 2;
+// Elements between rows in shared memory beyond their dimensions: fragments are then read without bank
+// conflicts, of f32 and of 16 bits, across rows and along them.
+constexpr uint32_t CONTRAST_PADDING = 4;
+constexpr uint32_t CONTRAST_PADDING_16 = 8;
 
 struct ContrastParams {
   const float* queries;          // [rows, dim], usable ones
@@ -113,7 +115,7 @@ struct ContrastParams {
   float uniformity_scale;        // 4·log2(e)
   uint32_t rows;
   uint32_t capacity;             // less than 2^31
-  uint32_t dim;                  // at most CONTRAST_DIM
+  uint32_t dim;                  // at most as many as the kernel is named by
   uint32_t splits;               // at most as many as the queue has tiles
   uint32_t tiles;                // of CONTRAST_DEPTH rows of the queue
   uint32_t room;

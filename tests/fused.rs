@@ -68,6 +68,8 @@ fn every_shape_and_type_agrees_with_the_reference() {
             (7, 33, 16),
             (65, 600, 9),
             (5, 1100, 128),
+            (5, 600, 129),
+            (3, 130, 256),
         ] {
             let case = case(rows, capacity, dim, dtype);
             agrees(&case, &format!("{dtype:?}, {rows} × {capacity} × {dim}"));
@@ -86,6 +88,7 @@ fn synthetic_negatives_of_every_shape_and_type_agree_with_the_reference() {
             ((3, 300, 24), (50, 0, 70)),
             ((2, 1200, 7), (1100, 900, 200)),
             ((2, 200, 128), (100, 120, 40)),
+            ((2, 200, 200), (100, 120, 40)),
         ] {
             let case = mochi(shape, counts, dtype);
             agrees(&case, &format!("{dtype:?}, {shape:?}, {counts:?}"));
@@ -194,11 +197,11 @@ fn one_pass_makes_neither_logits_nor_weights() {
         return;
     }
     for (case, mixes, pass) in [
-        (case(4, 100, 8, DType::F32), false, "contrast_f32_exact"),
+        (case(4, 100, 8, DType::F32), false, "contrast_f32_exact_128"),
         (
             mochi((4, 100, 8), (9, 5, 3), DType::F32),
             true,
-            "contrast_f32_exact_ranked",
+            "contrast_f32_exact_128_ranked",
         ),
     ] {
         softgpu::take_launches();
@@ -218,7 +221,7 @@ fn one_pass_makes_neither_logits_nor_weights() {
 
 #[test]
 fn a_path_that_cannot_be_is_an_error() {
-    let case = case(2, 20, 129, DType::F32);
+    let case = case(2, 20, 257, DType::F32);
     let mut step = cuda::Step::new(device(), Config::moco())
         .expect("a step")
         .with_path(Path::Fused);
@@ -226,6 +229,6 @@ fn a_path_that_cannot_be_is_an_error() {
         common::Step::run(&mut step, &case.batch(), &case.queue, &case.draws).expect_err("refused");
     assert_eq!(
         error.to_string(),
-        "path is Fused for 129 dimensions; expected at most 128 dimensions"
+        "path is Fused for 257 dimensions; expected at most 256 dimensions"
     );
 }

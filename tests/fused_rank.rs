@@ -172,6 +172,7 @@ fn shapes_that_are_multiples_of_nothing() {
         (2, 31, 5, 31),
         (65, 33, 3, 1),
         (1, 600, 128, 600),
+        (2, 300, 250, 40),
         (3, 4200, 4, 50),
     ] {
         let input = input(rows, dim, hardest, random(capacity, dim, DType::Bf16));

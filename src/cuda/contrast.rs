@@ -4,8 +4,8 @@ use super::device::Launch;
 use super::info_nce::exponent_scale;
 use super::logits::Precision;
 use super::params::{
-    BOUND_THREADS, BoundParams, CONTRAST_DEPTH, CONTRAST_DIM, CONTRAST_QUERY_STRIDE,
-    CONTRAST_QUEUE_STRIDE, CONTRAST_QUEUE_STRIDE_16, CONTRAST_ROWS, CONTRAST_STAGES,
+    BOUND_THREADS, BoundParams, CONTRAST_DEPTH, CONTRAST_DIM, CONTRAST_LARGE_DIM,
+    CONTRAST_LARGE_STAGES, CONTRAST_PADDING, CONTRAST_PADDING_16, CONTRAST_ROWS, CONTRAST_STAGES,
     CONTRAST_THREADS, ContrastParams,
 };
 use super::part::{Part, Shape};
@@ -21,7 +21,7 @@ pub enum Path {
     Auto,
     /// One pass over the queue that keeps no logits: memory for B·(64·d) floats at most in place of
     /// B·K, and for candidates of the hardest, a bit a logit and some four times N floats a query. Only
-    /// with at most 128 dimensions. Synthetic negatives join from the rows they are mixed from. Where N
+    /// with at most 256 dimensions. Synthetic negatives join from the rows they are mixed from. Where N
     /// is too large for a list of candidates (above 4586 at K = 65536, above 2136 from 2¹⁸ on; up to
     /// 8192 rows no N is), logits are made beside the pass after all.
     Fused,
@@ -35,14 +35,14 @@ impl Path {
     /// # Errors
     /// [`Error::OutOfRange`] where they are to and cannot.
     pub(super) fn is_fused(self, shape: Shape) -> Result<bool> {
-        let possible = shape.dim <= CONTRAST_DIM as usize;
+        let possible = shape.dim <= CONTRAST_LARGE_DIM as usize;
         match self {
             Self::Auto | Self::Unfused => Ok(false),
             Self::Fused if possible => Ok(true),
             Self::Fused => Err(Error::OutOfRange {
                 argument: "path",
                 value: format!("Fused for {} dimensions", shape.dim),
-                expected: "at most 128 dimensions",
+                expected: "at most 256 dimensions",
             }),
         }
     }
@@ -97,9 +97,15 @@ impl Part<'_> {
             shared: 0,
         };
         let element = self.dtype.bytes();
-        let stride = match self.dtype {
-            DType::F32 => CONTRAST_QUEUE_STRIDE,
-            DType::F16 | DType::Bf16 => CONTRAST_QUEUE_STRIDE_16,
+        let padding = match self.dtype {
+            DType::F32 => CONTRAST_PADDING,
+            DType::F16 | DType::Bf16 => CONTRAST_PADDING_16,
+        };
+        let few = self.shape.dim <= CONTRAST_DIM as usize;
+        let (dim, stages) = if few {
+            (CONTRAST_DIM, CONTRAST_STAGES)
+        } else {
+            (CONTRAST_LARGE_DIM, CONTRAST_LARGE_STAGES)
         };
         let aligned = (self.queue as usize).is_multiple_of(16)
             && (self.shape.dim * element).is_multiple_of(16);
@@ -133,16 +139,17 @@ impl Part<'_> {
             room: ranking.map_or(0, |ranking| ranking.room) as u32,
             queue_aligned: u32::from(aligned),
         };
-        let stage = CONTRAST_DEPTH * stride * element as u32;
-        let queries = CONTRAST_ROWS * CONTRAST_QUERY_STRIDE * 4;
+        let stage = CONTRAST_DEPTH * (dim + padding) * element as u32;
+        let queries = CONTRAST_ROWS * (dim + CONTRAST_PADDING) * 4;
         let of_queue = |kernel| Launch {
             file: "contrast",
             kernel,
             grid: (bound.rows.div_ceil(CONTRAST_ROWS), bound.splits, 1),
             threads: CONTRAST_THREADS,
-            shared: CONTRAST_STAGES * stage + queries,
+            shared: stages * stage + queries,
         };
-        let (pass, maxima) = kernels(self.dtype, self.precision, ranking.is_some());
+        let [sums, ranked, maxima] = kernels(self.dtype, self.precision, few);
+        let pass = if ranking.is_some() { ranked } else { sums };
         // SAFETY: the contract of `Part`; the kernels are those for this type, and each reads what
         // those before it have written.
         unsafe {
@@ -154,40 +161,30 @@ impl Part<'_> {
     }
 }
 
-/// The pass, and the one before it for hot rows.
-fn kernels(dtype: DType, precision: Precision, ranked: bool) -> (&'static str, &'static str) {
+/// The pass, the one that lets candidates for the hardest pass too, and the one before for hot rows.
+fn kernels(dtype: DType, precision: Precision, few: bool) -> [&'static str; 3] {
+    macro_rules! named {
+        ($name:literal) => {
+            [
+                concat!("contrast_", $name),
+                concat!("contrast_", $name, "_ranked"),
+                concat!("contrast_", $name, "_maxima"),
+            ]
+        };
+    }
     use Precision::{Exact, Tensor};
-    let [pass, maxima, pass_ranked] = match (dtype, precision) {
-        (DType::F32, Exact) => [
-            "contrast_f32_exact",
-            "contrast_f32_exact_maxima",
-            "contrast_f32_exact_ranked",
-        ],
-        (DType::F32, Tensor) => [
-            "contrast_f32_tensor",
-            "contrast_f32_tensor_maxima",
-            "contrast_f32_tensor_ranked",
-        ],
-        (DType::F16, Exact) => [
-            "contrast_f16_exact",
-            "contrast_f16_exact_maxima",
-            "contrast_f16_exact_ranked",
-        ],
-        (DType::F16, Tensor) => [
-            "contrast_f16_tensor",
-            "contrast_f16_tensor_maxima",
-            "contrast_f16_tensor_ranked",
-        ],
-        (DType::Bf16, Exact) => [
-            "contrast_bf16_exact",
-            "contrast_bf16_exact_maxima",
-            "contrast_bf16_exact_ranked",
-        ],
-        (DType::Bf16, Tensor) => [
-            "contrast_bf16_tensor",
-            "contrast_bf16_tensor_maxima",
-            "contrast_bf16_tensor_ranked",
-        ],
-    };
-    (if ranked { pass_ranked } else { pass }, maxima)
+    match (dtype, precision, few) {
+        (DType::F32, Exact, true) => named!("f32_exact_128"),
+        (DType::F32, Exact, false) => named!("f32_exact_256"),
+        (DType::F32, Tensor, true) => named!("f32_tensor_128"),
+        (DType::F32, Tensor, false) => named!("f32_tensor_256"),
+        (DType::F16, Exact, true) => named!("f16_exact_128"),
+        (DType::F16, Exact, false) => named!("f16_exact_256"),
+        (DType::F16, Tensor, true) => named!("f16_tensor_128"),
+        (DType::F16, Tensor, false) => named!("f16_tensor_256"),
+        (DType::Bf16, Exact, true) => named!("bf16_exact_128"),
+        (DType::Bf16, Exact, false) => named!("bf16_exact_256"),
+        (DType::Bf16, Tensor, true) => named!("bf16_tensor_128"),
+        (DType::Bf16, Tensor, false) => named!("bf16_tensor_256"),
+    }
 }

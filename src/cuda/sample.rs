@@ -38,7 +38,7 @@ pub(super) struct Ranking {
     forced: Option<(f32, u32)>,
 }
 
-/// Of queues that are no longer every logit fits the list of what has passed, and there is no sample.
+/// Of a queue that is no longer, every logit fits the list of what has passed: no sample is taken.
 const SAMPLED_FROM: usize = RANK_CANDIDATES as usize;
 
 impl Ranking {
