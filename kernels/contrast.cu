@@ -20,7 +20,7 @@
 
 #include "device/copy.cuh"
 #include "device/element.cuh"
-#include "device/logit.cuh"
+#include "device/product.cuh"
 #include "device/reduce.cuh"
 #include "params.h"
 

@@ -6,7 +6,7 @@
 // query, its queue row and the precision, and on nothing else.
 #include "device/copy.cuh"
 #include "device/element.cuh"
-#include "device/mma.cuh"
+#include "device/product.cuh"
 #include "device/reduce.cuh"
 #include "params.h"
 
@@ -108,13 +108,6 @@ __device__ void load_rows(float (&b)[2][2], const unsigned char* stage, uint32_t
   }
 }
 
-// An element of a queue row: those of 16 bits are TF32 numbers.
-template <class T>
-__device__ Split split_row(float x) {
-  if constexpr (sizeof(T) == 4) return split(x);
-  return {__float_as_uint(x), 0};
-}
-
 // With EXACT, f32 products; else both operands are rounded to TF32.
 template <class T, bool EXACT, uint32_t M_WARPS>
 __device__ __forceinline__ void logits(const LogitsParams& p) {
@@ -167,15 +160,9 @@ __device__ __forceinline__ void logits(const LogitsParams& p) {
         load_rows<T>(b, rows, own_row + pair * 16, step);
 #pragma unroll
         for (uint32_t n = 0; n < 2; ++n) {
-          const Split b0 = split_row<T>(b[n][0]), b1 = split_row<T>(b[n][1]);
-          const uint32_t b_high[2] = {b0.high, b1.high}, b_low[2] = {b0.low, b1.low};
 #pragma unroll
           for (uint32_t m = 0; m < 2; ++m) {
-            float(&sum)[4] = sums[m][pair * 2 + n];
-            // The small products first.
-            if (EXACT && sizeof(T) == 4) mma_tf32(sum, a_high[m], b_low);
-            if (EXACT) mma_tf32(sum, a_low[m], b_high);
-            mma_tf32(sum, a_high[m], b_high);
+            multiply<T, EXACT>(sums[m][pair * 2 + n], a_high[m], a_low[m], b[n]);
           }
         }
       }

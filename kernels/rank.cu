@@ -12,8 +12,8 @@
 // `rank_logits` ranks whole rows; `rank_passed` what the pass over the queue has let pass, a superset of
 // the hardest if it is as long as their list. Where it is not, or was clipped, it marks the row, and
 // `repair` makes that row's logits again and ranks them: no candidate is ever dropped in silence.
-#include "device/logit.cuh"
 #include "device/ordered_key.cuh"
+#include "device/product.cuh"
 #include "device/radix_select.cuh"
 #include "params.h"
 

@@ -8,7 +8,7 @@
 // nearest: theirs truncate, and over a whole split that would add up.
 #include "device/copy.cuh"
 #include "device/element.cuh"
-#include "device/mma.cuh"
+#include "device/product.cuh"
 #include "device/reduce.cuh"
 #include "params.h"
 
@@ -49,7 +49,7 @@ __device__ void fill(E (&to)[ROWS][STRIDE], const E* data, uint32_t row, uint32_
 // The sums of one stage, of 16 rows and the columns of this warp that are less than `columns`. With
 // EXACT, f32 products; else both operands are rounded to TF32.
 template <class T, bool EXACT>
-__device__ void multiply(float (&totals)[TILES][4], const Stage<T>& stage, uint32_t row, uint32_t column,
+__device__ void multiply_stage(float (&totals)[TILES][4], const Stage<T>& stage, uint32_t row, uint32_t column,
                          uint32_t columns) {
   const uint32_t group = threadIdx.x % WARP / 4, quad = threadIdx.x % 4;
   float sums[TILES][4] = {};
@@ -65,13 +65,8 @@ __device__ void multiply(float (&totals)[TILES][4], const Stage<T>& stage, uint3
     for (uint32_t n = 0; n < TILES; ++n) {
       if (column + n * 8 >= columns) continue;
       const uint32_t x = column + n * 8 + group;
-      const Split b0 = split(to_float(stage.queue[step + quad][x]));
-      const Split b1 = split(to_float(stage.queue[step + quad + 4][x]));
-      const uint32_t b_high[2] = {b0.high, b1.high}, b_low[2] = {b0.low, b1.low};
-      // The small products first.
-      if (EXACT && sizeof(T) == 4) mma_tf32(sums[n], a_high, b_low);
-      if (EXACT) mma_tf32(sums[n], a_low, b_high);
-      mma_tf32(sums[n], a_high, b_high);
+      const float b[2] = {to_float(stage.queue[step + quad][x]), to_float(stage.queue[step + quad + 4][x])};
+      multiply<T, EXACT>(sums[n], a_high, a_low, b);
     }
   }
 #pragma unroll
@@ -115,7 +110,7 @@ __device__ __forceinline__ void weigh(const WeighParams& p) {
     // Every thread's copies of this stage have arrived, and no thread reads the one before.
     __syncthreads();
     refill(stage + WEIGH_STAGES - 1);
-    multiply<T, EXACT>(totals, ring[stage % WEIGH_STAGES], own_row, own_column, columns);
+    multiply_stage<T, EXACT>(totals, ring[stage % WEIGH_STAGES], own_row, own_column, columns);
   }
 
 #pragma unroll

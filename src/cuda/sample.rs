@@ -1,7 +1,7 @@
 //! The hardest without logits in memory: a threshold from a sample of the queue, what `contrast` lets
 //! pass, the hardest of that, and again from the queue where they may not be among it.
 
-use super::contrast::{self, splits};
+use super::contrast;
 use super::device::Launch;
 use super::logits::{Precision, Product};
 use super::params::{
@@ -44,7 +44,8 @@ const SAMPLED_FROM: usize = RANK_CANDIDATES as usize;
 impl Ranking {
     /// By K and N alone; `None` where more would pass than can be listed.
     pub fn of(capacity: usize, hardest: usize, tuning: RankTuning) -> Option<Self> {
-        let (splits, tiles) = (splits(capacity), capacity.div_ceil(CONTRAST_DEPTH as usize));
+        let splits = contrast::splits(capacity);
+        let tiles = capacity.div_ceil(CONTRAST_DEPTH as usize);
         let of_split = tiles.div_ceil(splits) * CONTRAST_DEPTH as usize;
         // Long queues want a sample in which the hardest are some, or the threshold is blunt.
         let sample = tuning.sample.unwrap_or(match capacity {

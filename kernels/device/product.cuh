@@ -1,4 +1,5 @@
-// The products of `contrast` and `repair`, f32 or rounded to TF32, of a query with elements of the queue.
+// The products of f32 operands with elements of the queue, f32 or rounded to TF32: wherever a logit is
+// made it has the same bits.
 #pragma once
 #include "element.cuh"
 #include "mma.cuh"
