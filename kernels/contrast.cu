@@ -36,24 +36,60 @@ constexpr uint32_t TILES = CONTRAST_DEPTH / 8;
 template <uint32_t DIM>
 constexpr uint32_t STAGES = DIM == CONTRAST_DIM ? CONTRAST_STAGES : CONTRAST_LARGE_STAGES;
 
-template <uint32_t DIM>
-constexpr uint32_t QUERY_STRIDE = DIM + CONTRAST_PADDING;
-
 template <class T, uint32_t DIM>
 struct alignas(16) Stage {
   T rows[CONTRAST_DEPTH][DIM + (sizeof(T) == 4 ? CONTRAST_PADDING : CONTRAST_PADDING_16)];
 };
 
-// Where dimension `at` of a query lies, so that it meets its like in a queue row: of 16-bit elements
-// a register holds dimensions 2k and 2k + 1, the k-th and (k + 4)-th of eight for the tensor cores.
-template <class T>
-__device__ uint32_t place(uint32_t at) {
-  if (sizeof(T) == 4) return at;
-  const uint32_t within = at % 8;
-  return at - within + within / 2 + within % 2 * 4;
-}
+// A block's queries as the product takes them, of each warp 16.
+template <class T, bool EXACT, uint32_t DIM>
+struct Queries {
+  using P = Product<T, EXACT>;
+  float rows[CONTRAST_ROWS][DIM + CONTRAST_PADDING];
 
-// Copies `width` elements, a multiple of 8, of each queue row from `first` on, zeros past either end.
+  // Two dimensions, from an even one on, so that each meets its like in a queue row: of f16 a register
+  // holds dimensions 2k and 2k + 1, the k-th and (k + 4)-th of eight for the tensor cores.
+  __device__ void put(uint32_t row, uint32_t at, float x, float y) {
+    const uint32_t within = at % 8;
+    const uint32_t place = sizeof(T) == 4 ? at : at - within / 2;
+    rows[row][place] = x;
+    rows[row][place + (sizeof(T) == 4 ? 1 : 4)] = y;
+  }
+
+  __device__ typename P::Left load(uint32_t first, uint32_t at) const {
+    const uint32_t group = threadIdx.x % WARP / 4, quad = threadIdx.x % 4;
+    float a[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) a[i] = rows[first + group + i % 2 * 8][at + quad + i / 2 * 4];
+    return P::left(a);
+  }
+};
+
+// Split once, and not again for each tile.
+template <bool EXACT, uint32_t DIM>
+struct alignas(16) Queries<bf16, EXACT, DIM> {
+  using P = Product<bf16, EXACT>;
+  uint32_t parts[P::PARTS][CONTRAST_ROWS][(DIM + CONTRAST_PADDING_16) / 2];
+
+  __device__ void put(uint32_t row, uint32_t at, float x, float y) {
+    uint32_t words[P::PARTS];
+    P::split_pair(x, y, words);
+#pragma unroll
+    for (uint32_t part = 0; part < P::PARTS; ++part) parts[part][row][at / 2] = words[part];
+  }
+
+  __device__ typename P::Left load(uint32_t first, uint32_t at) const {
+    const uint32_t lane = threadIdx.x % WARP;
+    typename P::Left a;
+#pragma unroll
+    for (uint32_t part = 0; part < P::PARTS; ++part) {
+      load_matrices(a.parts[part], shared_address(&parts[part][first + lane % 16][at / 2 + lane / 16 * 4]));
+    }
+    return a;
+  }
+};
+
+// Copies `width` elements, a multiple of a product's DEPTH, of each queue row from `first` on, zeros past either end.
 template <class T, uint32_t DIM>
 __device__ void fill(Stage<T, DIM>& to, const ContrastParams& p, uint32_t first, uint32_t width) {
   constexpr uint32_t PER_CHUNK = 16 / sizeof(T);
@@ -75,66 +111,88 @@ __device__ void fill(Stage<T, DIM>& to, const ContrastParams& p, uint32_t first,
   }
 }
 
-// Two dimensions of a queue row as the first product's operand.
-__device__ inline void load_pair(float (&b)[2], const float* row, uint32_t quad) {
+// Eight dimensions of a queue row as the first product's operand.
+__device__ inline void load_pair(float (&b)[2], const float* row) {
+  const uint32_t quad = threadIdx.x % 4;
   b[0] = row[quad], b[1] = row[quad + 4];
 }
 
-template <class T>
-__device__ void load_pair(float (&b)[2], const T* row, uint32_t quad) {
+__device__ inline void load_pair(float (&b)[2], const f16* row) {
+  const uint32_t quad = threadIdx.x % 4;
   b[0] = to_float(row[2 * quad]), b[1] = to_float(row[2 * quad + 1]);
 }
 
 // The logits of a warp's queries and a tile: the arithmetic of logits.cu, in its order.
 template <class T, bool EXACT, uint32_t DIM>
-__device__ void logits_of(float (&logits)[TILES][4], const float* queries, const Stage<T, DIM>& stage,
-                          uint32_t width) {
-  const uint32_t group = threadIdx.x % WARP / 4, quad = threadIdx.x % 4;
+__device__ void logits_of(float (&logits)[TILES][4], const Queries<T, EXACT, DIM>& queries, uint32_t first,
+                          const Stage<T, DIM>& stage, uint32_t width) {
+  using P = Product<T, EXACT>;
+  const uint32_t lane = threadIdx.x % WARP;
 #pragma unroll 1
-  for (uint32_t step = 0; step < width; step += 8) {
-    uint32_t a_high[4], a_low[4];
+  for (uint32_t at = 0; at < width; at += P::DEPTH) {
+    const typename P::Left a = queries.load(first, at);
+    if constexpr (is_bf16<T>) {
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-      const uint32_t row = group + i % 2 * 8, column = step + quad + i / 2 * 4;
-      const Split parts = split(queries[row * QUERY_STRIDE<DIM> + column]);
-      a_high[i] = parts.high, a_low[i] = parts.low;
-    }
+      for (uint32_t n = 0; n < TILES; n += 2) {
+        uint32_t words[4];
+        load_matrices(words, shared_address(&stage.rows[n * 8 + lane % 16][at + lane / 16 * 8]));
+        P::add(logits[n], a, {words[0], words[2]});
+        P::add(logits[n + 1], a, {words[1], words[3]});
+      }
+    } else {
 #pragma unroll
-    for (uint32_t n = 0; n < TILES; ++n) {
-      float b[2];
-      load_pair(b, &stage.rows[n * 8 + group][step], quad);
-      multiply<T, EXACT>(logits[n], a_high, a_low, b);
+      for (uint32_t n = 0; n < TILES; ++n) {
+        float b[2];
+        load_pair(b, &stage.rows[n * 8 + lane / 4][at]);
+        P::add(logits[n], a, b);
+      }
     }
   }
 }
 
-// The exponentials' product with the tile. A lane holds of eight queue rows those at 2·quad and
-// 2·quad + 1: they go to the tensor cores as the quad-th and (quad + 4)-th.
+// The exponentials' product with the tile, into sums of its own. A lane holds of eight queue rows those at
+// 2·quad and 2·quad + 1, as bf16 words are held; in TF32 they go to the tensor cores as the quad-th and
+// (quad + 4)-th.
 template <class T, bool EXACT, uint32_t DIM>
 __device__ void weigh(float (&totals)[DIM / 8][4], const float (&weights)[TILES][4],
                       const Stage<T, DIM>& stage, uint32_t width) {
-  const uint32_t group = threadIdx.x % WARP / 4, quad = threadIdx.x % 4;
-  uint32_t a_high[TILES][4], a_low[TILES][4];
+  using P = Product<T, EXACT>;
+  // Of the left operand.
+  constexpr uint32_t STEPS = CONTRAST_DEPTH / P::DEPTH;
+  const uint32_t lane = threadIdx.x % WARP;
+  typename P::Left left[STEPS];
 #pragma unroll
-  for (uint32_t n = 0; n < TILES; ++n) {
-#pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-      const Split parts = split(weights[n][i % 2 * 2 + i / 2]);
-      a_high[n][i] = parts.high, a_low[n][i] = parts.low;
+  for (uint32_t step = 0; step < STEPS; ++step) {
+    if constexpr (is_bf16<T>) {
+      const float (&a)[4] = weights[2 * step], (&b)[4] = weights[2 * step + 1];
+      left[step] = P::left({a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]});
+    } else {
+      const float (&a)[4] = weights[step];
+      left[step] = P::left({a[0], a[2], a[1], a[3]});
     }
   }
 #pragma unroll
-  for (uint32_t column = 0; column < DIM / 8; ++column) {
+  for (uint32_t column = 0; column < DIM / 8; column += P::DEPTH / 8) {
     if (column * 8 >= width) continue;
-    float sum[4] = {};
+    float sums[P::DEPTH / 8][4] = {};
 #pragma unroll
-    for (uint32_t n = 0; n < TILES; ++n) {
-      const uint32_t row = n * 8 + 2 * quad, x = column * 8 + group;
-      const float b[2] = {to_float(stage.rows[row][x]), to_float(stage.rows[row + 1][x])};
-      multiply<T, EXACT>(sum, a_high[n], a_low[n], b);
+    for (uint32_t step = 0; step < STEPS; ++step) {
+      if constexpr (is_bf16<T>) {
+        uint32_t words[4];
+        load_transposed(words,
+                        shared_address(&stage.rows[step * 16 + lane % 16][column * 8 + lane / 16 * 8]));
+        P::add(sums[0], left[step], {words[0], words[1]});
+        P::add(sums[1], left[step], {words[2], words[3]});
+      } else {
+        const uint32_t row = step * 8 + lane % 4 * 2, x = column * 8 + lane / 4;
+        P::add(sums[0], left[step], {to_float(stage.rows[row][x]), to_float(stage.rows[row + 1][x])});
+      }
     }
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) totals[column][i] += sum[i];
+    for (uint32_t n = 0; n < P::DEPTH / 8; ++n) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i) totals[column + n][i] += sums[n][i];
+    }
   }
 }
 
@@ -185,7 +243,7 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
   static_assert(CONTRAST_DEPTH == 32, "a tile's passing bits are a word");
   extern __shared__ __align__(128) unsigned char memory[];
   Stage<T, DIM>* ring = reinterpret_cast<Stage<T, DIM>*>(memory);
-  float* queries = reinterpret_cast<float*>(memory + STAGES<DIM> * sizeof(Stage<T, DIM>));
+  auto& queries = *reinterpret_cast<Queries<T, EXACT, DIM>*>(memory + STAGES<DIM> * sizeof(Stage<T, DIM>));
   const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, quad = lane % 4;
   const uint32_t first_query = blockIdx.x * CONTRAST_ROWS, split = blockIdx.y;
   if (MAXIMA) {
@@ -193,12 +251,13 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
     const bool hot = threadIdx.x < CONTRAST_ROWS && row < p.rows && p.hot[row];
     if (!__syncthreads_or(hot)) return;
   }
-  const uint32_t width = (p.dim + 7) / 8 * 8;
-  for (uint32_t i = threadIdx.x; i < CONTRAST_ROWS * width; i += CONTRAST_THREADS) {
-    const uint32_t y = i / width, x = i % width;
-    const bool inside = first_query + y < p.rows && x < p.dim;
-    queries[y * QUERY_STRIDE<DIM> + place<T>(x)] =
-        inside ? p.queries[uint64_t(first_query + y) * p.dim + x] : 0.0f;
+  constexpr uint32_t DEPTH = Product<T, EXACT>::DEPTH;
+  const uint32_t width = (p.dim + DEPTH - 1) / DEPTH * DEPTH;
+  for (uint32_t i = threadIdx.x; i < CONTRAST_ROWS * width / 2; i += CONTRAST_THREADS) {
+    const uint32_t y = i / (width / 2), x = i % (width / 2) * 2;
+    const float* own = p.queries + uint64_t(first_query + y) * p.dim;
+    const bool inside = first_query + y < p.rows;
+    queries.put(y, x, inside && x < p.dim ? own[x] : 0.0f, inside && x + 1 < p.dim ? own[x + 1] : 0.0f);
   }
 
   const uint32_t all = (p.capacity + CONTRAST_DEPTH - 1) / CONTRAST_DEPTH;
@@ -232,7 +291,7 @@ __device__ __forceinline__ void contrast(const ContrastParams& p) {
     refill(stage + STAGES<DIM> - 1);
     const Stage<T, DIM>& tile = ring[stage % STAGES<DIM>];
     float logits[TILES][4] = {};
-    logits_of<T, EXACT>(logits, queries + warp * 16 * QUERY_STRIDE<DIM>, tile, width);
+    logits_of<T, EXACT>(logits, queries, warp * 16, tile, width);
 
     const uint32_t first = (split + stage * p.splits) * CONTRAST_DEPTH;
     float tile_total[2] = {0.0f, 0.0f}, tile_uniformity[2] = {0.0f, 0.0f};

@@ -98,6 +98,19 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 4)
       p.product_keys[to] = from < p.dim ? key[from] : 0.0f;
     }
   }
+  if (p.key_parts) {
+    // Cut off at 8 bits of significand each, so that they are the key, and a key of bf16 the first.
+    uint16_t* parts = static_cast<uint16_t*>(p.key_parts) + uint64_t(row) * KEY_PARTS * p.dim;
+    for (uint32_t i = lane; i < p.dim; i += WARP) {
+      float rest = key[i];
+#pragma unroll
+      for (uint32_t part = 0; part < KEY_PARTS; ++part) {
+        const uint32_t high = __float_as_uint(rest) & 0xffff0000u;
+        parts[part * p.dim + i] = high >> 16;
+        rest -= __uint_as_float(high);
+      }
+    }
+  }
   if (lane == 0) {
     p.faults[row] = fault;
     p.query_squares[row] = query_square;
@@ -146,7 +159,9 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 8)
 
   const uint64_t group = row / PRODUCT_ROWS * PRODUCT_ROWS;
   const uint64_t width = min(uint64_t(PRODUCT_ROWS), p.rows - group);
-  const float positive = p.products[group * PRODUCT_ROWS + (row - group) * (width + 1)];
+  const float* products = p.products + (group * PRODUCT_ROWS + (row - group) * (width + 1)) * p.key_parts;
+  float positive = products[p.key_parts - 1];
+  for (uint32_t part = p.key_parts - 1; part-- > 0;) positive += products[part];
   float synthetic = -CUDART_INF_F;
   uint32_t unbeaten = 0, overflow = 0, harder[2];
 #pragma unroll

@@ -58,8 +58,8 @@ __device__ void fill(unsigned char* stage, const E* data, uint32_t first, uint32
   }
 }
 
-// Eight dimensions of 16 queries as an operand, dimension 8·step on. The order of the dimensions
-// within the eight is that of `load_rows`.
+// Of the steps of DEPTH dimensions that a product takes, the step-th of 16 queries. The order of the
+// dimensions within a step is that of `load_rows`.
 template <class T>
 __device__ void load_queries(float (&a)[4], const unsigned char* stage, uint32_t row, uint32_t step) {
   const uint32_t lane = threadIdx.x % WARP;
@@ -81,36 +81,53 @@ __device__ void load_queries(float (&a)[4], const unsigned char* stage, uint32_t
   }
 }
 
-__device__ inline void widen(float (&b)[2], uint32_t bits, f16) {
-  const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&bits));
-  b[0] = both.x, b[1] = both.y;
-}
-
-__device__ inline void widen(float (&b)[2], uint32_t bits, bf16) {
-  b[0] = __uint_as_float(bits << 16), b[1] = __uint_as_float(bits & 0xffff0000u);
-}
-
-// The same dimensions of two times eight queue rows.
 template <class T>
-__device__ void load_rows(float (&b)[2][2], const unsigned char* stage, uint32_t row, uint32_t step) {
-  const uint32_t lane = threadIdx.x % WARP;
-  if constexpr (sizeof(T) == 4) {
-    uint32_t bits[4];
-    const uint32_t own = row + lane / 16 * 8 + lane % 8, chunk = step * 2 + lane / 8 % 2;
-    load_matrices(bits, shared_address(stage) + Rows<T>::offset(own, chunk));
+__device__ void load_queries(float (&a)[8], const unsigned char* stage, uint32_t row, uint32_t step) {
+  const uint32_t group = threadIdx.x % WARP / 4, quad = threadIdx.x % 4;
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) b[i / 2][i % 2] = __uint_as_float(bits[i]);
-  } else {
-    uint32_t bits[2];
-    load_matrices(bits, shared_address(stage) + Rows<T>::offset(row + lane % 16, step));
-    widen(b[0], bits[0], T());
-    widen(b[1], bits[1], T());
+  for (uint32_t i = 0; i < 4; ++i) {
+    const uint32_t chunk = step * 4 + i / 2 * 2 + quad / 2;
+    const uint32_t at = Queries<T>::offset(row + group + i % 2 * 8, chunk);
+    const float2 both = *reinterpret_cast<const float2*>(stage + at + quad % 2 * 8);
+    a[2 * i] = both.x;
+    a[2 * i + 1] = both.y;
   }
 }
 
-// With EXACT, f32 products; else both operands are rounded to TF32.
+// The same dimensions of two times eight queue rows.
+__device__ inline void load_rows(float (&b)[2][2], const unsigned char* stage, uint32_t row, uint32_t step,
+                                 float) {
+  const uint32_t lane = threadIdx.x % WARP;
+  uint32_t bits[4];
+  const uint32_t own = row + lane / 16 * 8 + lane % 8, chunk = step * 2 + lane / 8 % 2;
+  load_matrices(bits, shared_address(stage) + Rows<float>::offset(own, chunk));
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) b[i / 2][i % 2] = __uint_as_float(bits[i]);
+}
+
+__device__ inline void load_rows(float (&b)[2][2], const unsigned char* stage, uint32_t row, uint32_t step,
+                                 f16) {
+  uint32_t bits[2];
+  load_matrices(bits, shared_address(stage) + Rows<f16>::offset(row + threadIdx.x % 16, step));
+#pragma unroll
+  for (uint32_t n = 0; n < 2; ++n) {
+    const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&bits[n]));
+    b[n][0] = both.x, b[n][1] = both.y;
+  }
+}
+
+__device__ inline void load_rows(uint32_t (&b)[2][2], const unsigned char* stage, uint32_t row, uint32_t step,
+                                 bf16) {
+  const uint32_t lane = threadIdx.x % WARP;
+  uint32_t bits[4];
+  load_matrices(bits, shared_address(stage) + Rows<bf16>::offset(row + lane % 16, step * 2 + lane / 16));
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) b[i % 2][i / 2] = bits[i];
+}
+
 template <class T, bool EXACT, uint32_t M_WARPS>
 __device__ __forceinline__ void logits(const LogitsParams& p) {
+  using P = Product<T, EXACT>;
   constexpr uint32_t M = 32 * M_WARPS, N_WARPS = WARPS / M_WARPS, OWN = LOGITS_ROWS / N_WARPS;
   constexpr uint32_t PAIRS = OWN / 16, QUERY_BYTES = M * Queries<T>::row_bytes;
   constexpr uint32_t STAGE_BYTES = QUERY_BYTES + LOGITS_ROWS * Rows<T>::row_bytes;
@@ -142,28 +159,22 @@ __device__ __forceinline__ void logits(const LogitsParams& p) {
     const unsigned char* queries = ring + stage % LOGITS_STAGES * STAGE_BYTES;
     const unsigned char* rows = queries + QUERY_BYTES;
 #pragma unroll 1
-    for (uint32_t step = 0; step < LOGITS_DEPTH / 8; ++step) {
-      uint32_t a_high[2][4], a_low[2][4];
+    for (uint32_t step = 0; step < LOGITS_DEPTH / P::DEPTH; ++step) {
+      typename P::Left left[2];
 #pragma unroll
       for (uint32_t m = 0; m < 2; ++m) {
-        float a[4];
+        float a[P::DEPTH / 2];
         load_queries<T>(a, queries, own_query + m * 16, step);
-#pragma unroll
-        for (uint32_t i = 0; i < 4; ++i) {
-          const Split parts = split(a[i]);
-          a_high[m][i] = parts.high, a_low[m][i] = parts.low;
-        }
+        left[m] = P::left(a);
       }
 #pragma unroll
       for (uint32_t pair = 0; pair < PAIRS; ++pair) {
-        float b[2][2];
-        load_rows<T>(b, rows, own_row + pair * 16, step);
+        typename P::Word b[2][2];
+        load_rows(b, rows, own_row + pair * 16, step, T());
 #pragma unroll
         for (uint32_t n = 0; n < 2; ++n) {
 #pragma unroll
-          for (uint32_t m = 0; m < 2; ++m) {
-            multiply<T, EXACT>(sums[m][pair * 2 + n], a_high[m], a_low[m], b[n]);
-          }
+          for (uint32_t m = 0; m < 2; ++m) P::add(sums[m][pair * 2 + n], left[m], b[n]);
         }
       }
     }

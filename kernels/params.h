@@ -332,6 +332,8 @@ constexpr uint32_t LONGEST_SPLIT = 16384;
 // and queue, so that a key that is also a queue row has that row's logit, to the bit.
 constexpr uint32_t PRODUCT_ROWS = 128;
 constexpr uint32_t PRODUCT_GROUP = 8;
+// Elements of bf16 that an f32 number is the sum of.
+constexpr uint32_t KEY_PARTS = 3;
 
 // Why a row cannot be computed.
 constexpr uint32_t FAULT_NONE = 0;
@@ -356,8 +358,9 @@ struct PrepareParams {
   double* query_squares;  // [rows]
   float* product_queries; // the usable queries, or null; [rows, dim], rounded up to PRODUCT_GROUP
                           // dimensions, each group in the order in which the product of queries and
-                          // a queue of 16-bit elements takes them
+                          // a queue of f16 takes them
   float* product_keys;    // the keys in the same order
+  void* key_parts;        // [rows, KEY_PARTS, dim] in bf16, of which each key is the sum, or null
   uint32_t rows;
   uint32_t dim;
   uint32_t splits;
@@ -378,14 +381,16 @@ struct MaximaParams {
 struct ShiftParams {
   const float* maxima;               // [rows, splits]
   const uint32_t* unmasked;          // [rows, splits]
-  const float* products;             // of queries and keys, [n, n] for each n = PRODUCT_ROWS rows, or
-                                     // fewer in the end; the positives are on the diagonals
+  const float* products;             // of queries and keys' parts, [n, n, key_parts] for each
+                                     // n = PRODUCT_ROWS rows, or fewer in the end; the positives are the
+                                     // sums of those on the diagonals
   const uint32_t* faults;            // [rows]
   const float* mixed_logits;         // [rows, mixed]
   const float* query_mixed_logits;   // [rows, query_mixed]
   float* shifts;                     // [rows], the largest logit of all, or null
   float* synthetic_shifts;           // [rows], the largest synthetic logit, or null
   struct RowFigures* figures;        // [rows]
+  uint32_t key_parts;                // 1, or KEY_PARTS
   uint32_t rows;
   uint32_t splits;
   uint32_t mixed;
@@ -505,7 +510,8 @@ constexpr uint32_t WEIGH_COLUMNS = 128;
 constexpr uint32_t WEIGH_DEPTH = 32;
 constexpr uint32_t WEIGH_STAGES = 3;
 // Elements between rows of the tiles in shared memory: fragments are then read without bank conflicts.
-constexpr uint32_t WEIGH_WEIGHT_STRIDE = WEIGH_DEPTH + 4;
+constexpr uint32_t WEIGH_PADDING = 4;
+constexpr uint32_t WEIGH_PADDING_BF16 = 8;
 constexpr uint32_t WEIGH_QUEUE_STRIDE = WEIGH_COLUMNS + 8;
 
 struct WeighParams {

@@ -323,27 +323,38 @@ namespace {
 // rows a warp. Of the operand's sixteen queries one is real, which is slow and does not matter.
 template <class T, bool EXACT>
 __device__ void rescore(const RepairParams& p, uint32_t row, float* logits) {
+  using P = Product<T, EXACT>;
   const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, quad = lane % 4;
   const float* query = p.queries + uint64_t(row) * p.dim;
   const uint32_t capacity = p.out.capacity;
   for (uint32_t first = warp * 8; first < capacity; first += RANK_THREADS / WARP * 8) {
     const bool inside = first + group < capacity;
     const T* own = static_cast<const T*>(p.queue) + uint64_t(inside ? first + group : first) * p.dim;
+    const uint32_t query_end = group == 0 ? p.dim : 0, own_end = inside ? p.dim : 0;
     float sum[4] = {};
 #pragma unroll 1
-    for (uint32_t step = 0; step < p.dim; step += 8) {
-      uint32_t a_high[4] = {}, a_low[4] = {};
-      float b[2];
+    for (uint32_t step = 0; step < p.dim; step += P::DEPTH) {
+      if constexpr (is_bf16<T>) {
+        float a[8] = {};
+        uint32_t b[2] = {};
 #pragma unroll
-      for (uint32_t i = 0; i < 2; ++i) {
-        // As `contrast` pairs them: see its `place`.
-        const uint32_t at = step + (sizeof(T) == 4 ? quad + i * 4 : quad * 2 + i);
-        const bool there = at < p.dim;
-        const Split parts = split(there && group == 0 ? query[at] : 0.0f);
-        a_high[i * 2] = parts.high, a_low[i * 2] = parts.low;
-        b[i] = there && inside ? to_float(own[at]) : 0.0f;
+        for (uint32_t i = 0; i < 4; ++i) {
+          const uint32_t at = step + i / 2 * 8 + quad * 2 + i % 2;
+          if (at < query_end) a[i / 2 * 4 + i % 2] = query[at];
+          if (at < own_end) b[i / 2] |= uint32_t(__bfloat16_as_ushort(own[at])) << i % 2 * 16;
+        }
+        P::add(sum, P::left(a), b);
+      } else {
+        float a[4] = {}, b[2] = {};
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i) {
+          // As `contrast` pairs them: see its `Queries`.
+          const uint32_t at = step + (sizeof(T) == 4 ? quad + i * 4 : quad * 2 + i);
+          if (at < query_end) a[i * 2] = query[at];
+          if (at < own_end) b[i] = to_float(own[at]);
+        }
+        P::add(sum, P::left(a), b);
       }
-      multiply<T, EXACT>(sum, a_high, a_low, b);
     }
     if (group == 0) {
 #pragma unroll

@@ -21,7 +21,7 @@ constexpr uint32_t OWN_COLUMNS = WEIGH_COLUMNS / N_WARPS, TILES = OWN_COLUMNS / 
 
 template <class T>
 struct alignas(16) Stage {
-  float weights[WEIGH_ROWS][WEIGH_WEIGHT_STRIDE];
+  float weights[WEIGH_ROWS][WEIGH_DEPTH + (is_bf16<T> ? WEIGH_PADDING_BF16 : WEIGH_PADDING)];
   T queue[WEIGH_DEPTH][WEIGH_QUEUE_STRIDE];
 };
 
@@ -46,27 +46,40 @@ __device__ void fill(E (&to)[ROWS][STRIDE], const E* data, uint32_t row, uint32_
   }
 }
 
-// The sums of one stage, of 16 rows and the columns of this warp that are less than `columns`. With
-// EXACT, f32 products; else both operands are rounded to TF32.
+// The sums of one stage, of 16 rows and the columns of this warp that are less than `columns`.
 template <class T, bool EXACT>
 __device__ void multiply_stage(float (&totals)[TILES][4], const Stage<T>& stage, uint32_t row, uint32_t column,
                          uint32_t columns) {
-  const uint32_t group = threadIdx.x % WARP / 4, quad = threadIdx.x % 4;
+  using P = Product<T, EXACT>;
+  const uint32_t lane = threadIdx.x % WARP, group = lane / 4, quad = lane % 4;
   float sums[TILES][4] = {};
 #pragma unroll 1
-  for (uint32_t step = 0; step < WEIGH_DEPTH; step += 8) {
-    uint32_t a_high[4], a_low[4];
+  for (uint32_t step = 0; step < WEIGH_DEPTH; step += P::DEPTH) {
+    float a[P::DEPTH / 2];
 #pragma unroll
     for (uint32_t i = 0; i < 4; ++i) {
-      const Split parts = split(stage.weights[row + group + i % 2 * 8][step + quad + i / 2 * 4]);
-      a_high[i] = parts.high, a_low[i] = parts.low;
+      const float* own = stage.weights[row + group + i % 2 * 8] + step;
+      if constexpr (is_bf16<T>) {
+        a[2 * i] = own[quad * 2 + i / 2 * 8], a[2 * i + 1] = own[quad * 2 + i / 2 * 8 + 1];
+      } else {
+        a[i] = own[quad + i / 2 * 4];
+      }
     }
+    const typename P::Left left = P::left(a);
 #pragma unroll
-    for (uint32_t n = 0; n < TILES; ++n) {
+    for (uint32_t n = 0; n < TILES; n += P::DEPTH / 8) {
       if (column + n * 8 >= columns) continue;
-      const uint32_t x = column + n * 8 + group;
-      const float b[2] = {to_float(stage.queue[step + quad][x]), to_float(stage.queue[step + quad + 4][x])};
-      multiply<T, EXACT>(sums[n], a_high, a_low, b);
+      if constexpr (is_bf16<T>) {
+        // Columns past the last are those of the stage's zeros.
+        uint32_t words[4];
+        const uint32_t x = column + n * 8 + lane / 16 * 8;
+        load_transposed(words, shared_address(&stage.queue[step + lane % 16][x]));
+        P::add(sums[n], left, {words[0], words[1]});
+        P::add(sums[n + 1], left, {words[2], words[3]});
+      } else {
+        const uint32_t x = column + n * 8 + group;
+        P::add(sums[n], left, {to_float(stage.queue[step + quad][x]), to_float(stage.queue[step + quad + 4][x])});
+      }
     }
   }
 #pragma unroll

@@ -67,7 +67,7 @@ fn one_pass_reads_the_queue_once() {
     for (dtype, precision, products) in [
         (DType::F32, Precision::Exact, 3),
         (DType::F32, Precision::Tensor, 1),
-        (DType::Bf16, Precision::Exact, 2),
+        (DType::Bf16, Precision::Exact, 3),
         (DType::Bf16, Precision::Tensor, 1),
     ] {
         // One split of 8 tiles, and of 16.

@@ -39,3 +39,12 @@ __device__ inline void load_matrices(uint32_t (&r)[2], uint32_t row) {
                : "r"(row)
                : "memory");
 }
+
+// Four 8×8 matrices of 16-bit elements, transposed: lane l gets column l / 4 of rows 2·(l % 4) and
+// 2·(l % 4) + 1 of each.
+__device__ inline void load_transposed(uint32_t (&r)[4], uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row)
+               : "memory");
+}

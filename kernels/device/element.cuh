@@ -7,6 +7,11 @@
 using f16 = __half;
 using bf16 = __nv_bfloat16;
 
+template <class T>
+constexpr bool is_bf16 = false;
+template <>
+constexpr bool is_bf16<bf16> = true;
+
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(f16 x) { return __half2float(x); }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }

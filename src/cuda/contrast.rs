@@ -59,8 +59,8 @@ pub(super) fn splits(capacity: usize) -> usize {
     capacity.div_ceil(FEWEST_ROWS).min(MOST_SPLITS)
 }
 
-/// Exponents below the shift, in units of 1/τ, down to which an exponential and the rest of its
-/// splitting in two TF32 numbers, 2⁻²² of it, are far from f32's smallest numbers: e⁻⁶⁰ is 9e-27.
+/// Exponents below the shift, in units of 1/τ, down to which an exponential and the last of the parts that
+/// it is split in for the tensor cores, 2⁻²² of it, are far from f32's smallest numbers: e⁻⁶⁰ is 9e-27.
 const DEEPEST: f32 = 60.0;
 
 /// 1/τ of the uniformity, its factor 2t for t = 2.
@@ -96,8 +96,8 @@ impl Part<'_> {
             threads: BOUND_THREADS,
             shared: 0,
         };
-        let element = self.dtype.bytes();
-        let padding = match self.dtype {
+        let element = self.shape.dtype.bytes();
+        let padding = match self.shape.dtype {
             DType::F32 => CONTRAST_PADDING,
             DType::F16 | DType::Bf16 => CONTRAST_PADDING_16,
         };
@@ -140,7 +140,12 @@ impl Part<'_> {
             queue_aligned: u32::from(aligned),
         };
         let stage = CONTRAST_DEPTH * (dim + padding) * element as u32;
-        let queries = CONTRAST_ROWS * (dim + CONTRAST_PADDING) * 4;
+        let queries = CONTRAST_ROWS
+            * match (self.shape.dtype, self.precision) {
+                (DType::F32 | DType::F16, _) => (dim + CONTRAST_PADDING) * 4,
+                (DType::Bf16, Precision::Exact) => 3 * (dim + CONTRAST_PADDING_16) * 2,
+                (DType::Bf16, Precision::Tensor) => (dim + CONTRAST_PADDING_16) * 2,
+            };
         let of_queue = |kernel| Launch {
             file: "contrast",
             kernel,
@@ -148,7 +153,7 @@ impl Part<'_> {
             threads: CONTRAST_THREADS,
             shared: stages * stage + queries,
         };
-        let [sums, ranked, maxima] = kernels(self.dtype, self.precision, few);
+        let [sums, ranked, maxima] = kernels(self.shape.dtype, self.precision, few);
         let pass = if ranking.is_some() { ranked } else { sums };
         // SAFETY: the contract of `Part`; the kernels are those for this type, and each reads what
         // those before it have written.

@@ -27,11 +27,11 @@ impl Part<'_> {
             dim: shape.dim as u32,
             hardest_width: shape.hardest as u32,
         };
-        let bytes = shape.dim * self.dtype.bytes();
+        let bytes = shape.dim * shape.dtype.bytes();
         let whole_chunks = bytes.is_multiple_of(16) && (self.queue as usize).is_multiple_of(16);
         let launch = Launch {
             file: "direction",
-            kernel: match (self.dtype, whole_chunks) {
+            kernel: match (shape.dtype, whole_chunks) {
                 (DType::F32, true) => "direction_f32",
                 (DType::F32, false) => "direction_ragged_f32",
                 (DType::F16, true) => "direction_f16",

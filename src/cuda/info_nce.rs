@@ -80,9 +80,9 @@ impl Part<'_> {
     /// The contract of [`Part`].
     pub unsafe fn prepare(&self) -> Result<()> {
         let (rows, dim) = (self.rows.len(), self.shape.dim);
-        let reordered = self.dtype != DType::F32;
-        let asked = |place: *mut f32| {
-            if reordered {
+        let dtype = self.shape.dtype;
+        let reordered = |place: *mut f32| {
+            if dtype == DType::F16 {
                 place
             } else {
                 std::ptr::null_mut()
@@ -95,8 +95,13 @@ impl Part<'_> {
             usable: self.scratch.usable,
             faults: self.scratch.faults,
             query_squares: self.scratch.query_squares,
-            product_queries: asked(self.scratch.product_queries),
-            product_keys: asked(self.scratch.product_keys),
+            product_queries: reordered(self.scratch.product_queries),
+            product_keys: reordered(self.scratch.product_keys),
+            key_parts: if dtype == DType::Bf16 {
+                self.scratch.key_parts.cast()
+            } else {
+                std::ptr::null_mut()
+            },
             rows: rows as u32,
             dim: dim as u32,
             splits: self.shape.longest_splits() as u32,
@@ -108,26 +113,35 @@ impl Part<'_> {
         };
         // SAFETY: the contract of `Part`.
         unsafe { self.device.launch(launch, &params)? };
-        let (queries, keys, dim) = if reordered {
-            let (queries, keys) = (self.scratch.product_queries, self.scratch.product_keys);
-            (queries, keys.cast_const(), self.shape.product_dim())
-        } else {
-            (self.scratch.usable, self.keys, dim)
+        let usable = self.scratch.usable;
+        // The keys as rows of a queue.
+        let (queries, keys, stored) = match dtype {
+            DType::F32 => (usable, self.keys.cast::<u8>(), DType::F32),
+            DType::F16 => {
+                let keys = self.scratch.product_keys.cast_const();
+                (self.scratch.product_queries, keys.cast(), DType::F32)
+            }
+            DType::Bf16 => {
+                let keys = self.scratch.key_parts.cast_const();
+                (usable, keys.cast(), DType::Bf16)
+            }
         };
+        let (dim, parts) = (self.shape.product_dim(), self.shape.key_parts());
         let group = PRODUCT_ROWS as usize;
         for start in (0..rows).step_by(group) {
             let count = group.min(rows - start);
             let product = Product {
                 queries: queries.wrapping_add(start * dim),
                 rows: count,
-                queue: keys.wrapping_add(start * dim).cast(),
-                dtype: DType::F32,
-                capacity: count,
+                queue: keys.wrapping_add(start * parts * dim * stored.bytes()),
+                dtype: stored,
+                capacity: count * parts,
                 dim,
                 precision: self.precision,
             };
-            let products = self.scratch.products.wrapping_add(start * group);
-            // SAFETY: as above; the products of a group of n rows are n² of `PRODUCT_ROWS` a row.
+            let products = self.scratch.products.wrapping_add(start * group * parts);
+            // SAFETY: as above; the products of a group of n rows are n² of `PRODUCT_ROWS` a row, of as
+            // many parts.
             unsafe { product.logits(self.device, products)? };
         }
         Ok(())
@@ -160,7 +174,7 @@ impl Part<'_> {
             queries: self.scratch.usable,
             rows: self.rows.len(),
             queue: self.queue,
-            dtype: self.dtype,
+            dtype: self.shape.dtype,
             capacity: self.shape.capacity,
             dim: self.shape.dim,
             precision: self.precision,
@@ -196,6 +210,7 @@ impl Part<'_> {
             maxima: self.scratch.maxima,
             unmasked: self.scratch.unmasked,
             products: self.scratch.products,
+            key_parts: self.shape.key_parts() as u32,
             faults: self.scratch.faults,
             mixed_logits: self.out.mixed_logits,
             query_mixed_logits: self.out.query_mixed_logits,
@@ -303,7 +318,7 @@ impl Part<'_> {
             weights: self.scratch.logits,
             rows: self.rows.len(),
             queue: self.queue,
-            dtype: self.dtype,
+            dtype: self.shape.dtype,
             capacity: self.shape.capacity,
             dim: self.shape.dim,
             precision: self.precision,

@@ -492,9 +492,9 @@ impl Part<'_> {
             // The last row of all shards is 2^32 − 1 at most.
             row_offset: self.row_offset.wrapping_add(self.rows.start as u32),
         };
-        let whole_chunks = (shape.dim * self.dtype.bytes()).is_multiple_of(16)
+        let whole_chunks = (shape.dim * shape.dtype.bytes()).is_multiple_of(16)
             && (self.queue as usize).is_multiple_of(16);
-        let kernel = match (self.dtype, whole_chunks) {
+        let kernel = match (shape.dtype, whole_chunks) {
             (DType::F32, true) => "mix_f32",
             (DType::F32, false) => "mix_ragged_f32",
             (DType::F16, true) => "mix_f16",

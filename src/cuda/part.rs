@@ -6,7 +6,8 @@ use super::contrast;
 use super::device::{Device, Memory};
 use super::logits::{self, Precision};
 use super::params::{
-    INFO_NCE_SPLIT, LONGEST_SPLIT, PRODUCT_GROUP, PRODUCT_ROWS, REPAIR_BLOCKS, RowFigures,
+    INFO_NCE_SPLIT, KEY_PARTS, LONGEST_SPLIT, PRODUCT_GROUP, PRODUCT_ROWS, REPAIR_BLOCKS,
+    RowFigures,
 };
 use super::sample::{RankTuning, Ranking};
 use super::weigh::Splits;
@@ -28,6 +29,8 @@ pub(super) struct Shape {
     pub dim: usize,
     /// K.
     pub capacity: usize,
+    /// Of the queue's rows.
+    pub dtype: DType,
     /// N, or 0 where nothing is ranked.
     pub hardest: usize,
     pub mixed: usize,
@@ -44,9 +47,20 @@ impl Shape {
         self.mixed + self.query_mixed
     }
 
-    /// Dimensions of queries and keys where they are reordered for their product.
+    /// Dimensions of queries and keys in their product: for a queue of f16 they are reordered by groups.
     pub fn product_dim(&self) -> usize {
-        self.dim.next_multiple_of(PRODUCT_GROUP as usize)
+        match self.dtype {
+            DType::F16 => self.dim.next_multiple_of(PRODUCT_GROUP as usize),
+            DType::F32 | DType::Bf16 => self.dim,
+        }
+    }
+
+    /// Of how many parts, of the queue's type, a key is made in its product with the query.
+    pub fn key_parts(&self) -> usize {
+        match self.dtype {
+            DType::F32 | DType::F16 => 1,
+            DType::Bf16 => KEY_PARTS as usize,
+        }
     }
 
     /// Into how many splits the logits of a row are cut.
@@ -150,9 +164,11 @@ scratch! {
     query_squares: f64,
     /// The largest ‖n‖² of each split of the queue.
     longest: f32,
-    /// Queries and keys as their product takes them, for queues of 16-bit elements.
+    /// Queries and keys as their product takes them, for queues of f16, and the keys' parts, for queues
+    /// of bf16.
     product_queries: f32,
     product_keys: f32,
+    key_parts: u16,
     /// Queries by keys, in groups of `PRODUCT_ROWS`.
     products: f32,
     /// [rows, capacity]; then the weights.
@@ -223,14 +239,17 @@ impl Scratch {
         let (tiles, room) = ranking.map_or((0, 0), |r| (r.tiles, r.room));
         let ranked = usize::from(ranking.is_some());
         let drawn = usize::from(!given && shape.synthetics() > 0);
+        let reordered = usize::from(shape.dtype == DType::F16);
+        let split = usize::from(shape.dtype == DType::Bf16);
         let sizes = Sizes {
             usable: (rows, dim),
             faults: (rows, 1),
             query_squares: (rows, 1),
             longest: (shape.longest_splits(), 1),
-            product_queries: (rows, shape.product_dim()),
-            product_keys: (rows, shape.product_dim()),
-            products: (rows, rows.min(PRODUCT_ROWS as usize)),
+            product_queries: (rows, shape.product_dim() * reordered),
+            product_keys: (rows, shape.product_dim() * reordered),
+            key_parts: (rows * split, shape.key_parts() * dim),
+            products: (rows, rows.min(PRODUCT_ROWS as usize) * shape.key_parts()),
             logits: (rows, capacity * usize::from(shape.has_logits())),
             maxima: (rows, splits),
             unmasked: (rows, splits),
@@ -328,7 +347,6 @@ pub(super) struct Part<'a> {
     /// Null where there are none.
     pub query_labels: *const u32,
     pub queue: *const u8,
-    pub dtype: DType,
     pub squared_norms: *const f32,
     /// Null where there are none.
     pub queue_labels: *const u32,

@@ -108,7 +108,7 @@ impl Part<'_> {
         };
         let launch = Launch {
             file: "sample",
-            kernel: match self.dtype {
+            kernel: match self.shape.dtype {
                 DType::F32 => "sample_f32",
                 DType::F16 => "sample_f16",
                 DType::Bf16 => "sample_bf16",
@@ -133,7 +133,7 @@ impl Part<'_> {
                 queries: scratch.usable,
                 rows,
                 queue: scratch.sample.cast(),
-                dtype: self.dtype,
+                dtype: self.shape.dtype,
                 capacity: ranking.sample,
                 dim: self.shape.dim,
                 precision: self.precision,
@@ -209,7 +209,7 @@ impl Part<'_> {
             dim: self.shape.dim as u32,
         };
         let again = rank_launch(
-            repair_kernel(self.dtype, self.precision),
+            repair_kernel(self.shape.dtype, self.precision),
             REPAIR_BLOCKS as usize,
         );
         // SAFETY: the caller's contract; the scratch has room for the logits of as many rows as there

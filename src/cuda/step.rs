@@ -236,7 +236,6 @@ impl Step {
                 }),
                 row_offset: batch.row_offset(),
                 queue: stored.pointer(),
-                dtype: queue.rows().dtype(),
                 squared_norms: squared_norms.pointer(),
                 queue_labels: queue_labels
                     .as_ref()
@@ -354,6 +353,7 @@ fn shape(
         rows: batch.rows(),
         dim: batch.dim(),
         capacity: queue.capacity(),
+        dtype: queue.rows().dtype(),
         hardest: if given { 0 } else { config.hardest() },
         mixed: config.mixed(),
         query_mixed: config.query_mixed(),

@@ -3,8 +3,8 @@
 use super::device::{Device, Launch};
 use super::logits::Precision;
 use super::params::{
-    WEIGH_COLUMNS, WEIGH_DEPTH, WEIGH_QUEUE_STRIDE, WEIGH_ROWS, WEIGH_STAGES, WEIGH_THREADS,
-    WEIGH_WEIGHT_STRIDE, WeighParams,
+    WEIGH_COLUMNS, WEIGH_DEPTH, WEIGH_PADDING, WEIGH_PADDING_BF16, WEIGH_QUEUE_STRIDE, WEIGH_ROWS,
+    WEIGH_STAGES, WEIGH_THREADS, WeighParams,
 };
 use crate::error::Result;
 use crate::queue::DType;
@@ -78,7 +78,11 @@ impl Weighing {
             weights_aligned: u32::from(aligned(self.weights as usize, self.capacity * 4)),
             queue_aligned: u32::from(aligned(self.queue as usize, self.dim * element)),
         };
-        let weights = WEIGH_ROWS * WEIGH_WEIGHT_STRIDE * 4;
+        let padding = match self.dtype {
+            DType::F32 | DType::F16 => WEIGH_PADDING,
+            DType::Bf16 => WEIGH_PADDING_BF16,
+        };
+        let weights = WEIGH_ROWS * (WEIGH_DEPTH + padding) * 4;
         let stage = weights + WEIGH_DEPTH * WEIGH_QUEUE_STRIDE * element as u32;
         let launch = Launch {
             file: "weigh",
