@@ -407,15 +407,16 @@ extern "C" __global__ void __launch_bounds__(BOUND_THREADS, 4)
   p.shifts[row] = faulty ? 0.0f : __double2float_ru(bound);
 }
 
-// A thread takes a row: where it is hot, its shift is its largest logit.
+// A warp takes a row: where it is hot, its shift is its largest logit.
 extern "C" __global__ void __launch_bounds__(BOUND_THREADS, 4)
     settle_shifts(const __grid_constant__ BoundParams p) {
-  const uint32_t row = blockIdx.x * BOUND_THREADS + threadIdx.x;
+  const uint32_t row = (blockIdx.x * BOUND_THREADS + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
   if (row >= p.rows || !p.hot[row]) return;
   float largest = -CUDART_INF_F;
-  for (uint32_t i = 0; i < p.splits; ++i) {
+  for (uint32_t i = lane; i < p.splits; i += WARP) {
     largest = fmaxf(largest, p.maxima[uint64_t(row) * p.splits + i]);
   }
+  largest = warp_max(largest);
   // Of a row without negatives no exponential is taken.
-  p.shifts[row] = isfinite(largest) ? largest : 0.0f;
+  if (lane == 0) p.shifts[row] = isfinite(largest) ? largest : 0.0f;
 }

@@ -3,7 +3,10 @@
 // A block makes a tile of M queries by LOGITS_ROWS queue rows, a stage of LOGITS_DEPTH dimensions
 // after the other; a ring of stages in shared memory is refilled while earlier ones are multiplied.
 // A logit's sum runs over its dimensions in one order, whatever the tile: its bits depend on its
-// query, its queue row and the precision, and on nothing else.
+// query, its queue row and the precision, and on nothing else. Where only the largest logits of some
+// queries are asked for, tiles without such a query are left out.
+#include <math_constants.h>
+
 #include "device/copy.cuh"
 #include "device/element.cuh"
 #include "device/product.cuh"
@@ -12,6 +15,7 @@
 
 namespace {
 
+constexpr uint32_t NO_LABEL = 0xffffffffu;
 constexpr uint32_t WARPS = LOGITS_THREADS / WARP;
 
 // Rows of a stage lie in chunks of 16 bytes, exchanged so that the accesses of a warp that read the
@@ -125,6 +129,37 @@ __device__ inline void load_rows(uint32_t (&b)[2][2], const unsigned char* stage
   for (uint32_t i = 0; i < 4; ++i) b[i % 2][i / 2] = bits[i];
 }
 
+// The largest unmasked logit that a warp has made of each of its queries.
+template <uint32_t N_WARPS, uint32_t TILES>
+__device__ void write_maxima(const LogitsParams& p, const float (&sums)[2][TILES][4], uint32_t first_query,
+                             uint32_t first_row, uint32_t part) {
+  const uint32_t lane = threadIdx.x % WARP;
+#pragma unroll
+  for (uint32_t m = 0; m < 2; ++m) {
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half) {
+      const uint32_t query = first_query + m * 16 + half * 8 + lane / 4;
+      const uint32_t label = p.query_labels && query < p.rows ? p.query_labels[query] : NO_LABEL;
+      float largest = -CUDART_INF_F;
+#pragma unroll
+      for (uint32_t n = 0; n < TILES; ++n) {
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i) {
+          const uint32_t row = first_row + n * 8 + lane % 4 * 2 + i;
+          const bool taken = row < p.capacity && (label == NO_LABEL || p.queue_labels[row] != label);
+          if (taken) largest = fmaxf(largest, sums[m][n][half * 2 + i]);
+        }
+      }
+      largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
+      const uint32_t tile = blockIdx.x / p.query_tiles;
+      if (lane % 4 == 0 && query < p.rows) {
+        p.maxima[uint64_t(query) * p.parts + tile * N_WARPS + part] = largest;
+      }
+    }
+  }
+}
+
 template <class T, bool EXACT, uint32_t M_WARPS>
 __device__ __forceinline__ void logits(const LogitsParams& p) {
   using P = Product<T, EXACT>;
@@ -137,6 +172,11 @@ __device__ __forceinline__ void logits(const LogitsParams& p) {
   const uint32_t first_row = blockIdx.x / p.query_tiles * LOGITS_ROWS;
   const uint32_t own_query = warp / N_WARPS * 32, own_row = warp % N_WARPS * OWN;
   const uint32_t stages = (p.dim + LOGITS_DEPTH - 1) / LOGITS_DEPTH;
+  if (!p.logits) {
+    const uint32_t row = first_query + threadIdx.x;
+    const bool hot = threadIdx.x < M && row < p.rows && p.hot[row];
+    if (!__syncthreads_or(hot)) return;
+  }
 
   auto refill = [&](uint32_t stage) {
     if (stage < stages) {
@@ -180,6 +220,10 @@ __device__ __forceinline__ void logits(const LogitsParams& p) {
     }
   }
 
+  if (!p.logits) {
+    write_maxima<N_WARPS>(p, sums, first_query + own_query, first_row + own_row, own_row / OWN);
+    return;
+  }
   const bool pairs = p.capacity % 2 == 0 && reinterpret_cast<uintptr_t>(p.logits) % 8 == 0;
 #pragma unroll
   for (uint32_t m = 0; m < 2; ++m) {

@@ -59,7 +59,12 @@ constexpr uint32_t LOGITS_STAGES = 3;
 struct LogitsParams {
   const float* queries;  // [rows, dim]
   const void* queue;     // [capacity, dim], in the type that the kernel is named by
-  float* logits;         // [rows, capacity]
+  float* logits;         // [rows, capacity], or null: the largest are asked for
+  const uint32_t* hot;           // [rows], whose largest logits are asked for; only then, as all these
+  const uint32_t* query_labels;  // [rows], or null: nothing is masked
+  const uint32_t* queue_labels;  // [capacity], where there are query labels
+  float* maxima;                 // [rows, parts], the largest unmasked logit of each part of the queue
+  uint32_t parts;                // two a tile
   uint32_t rows;
   uint32_t capacity;  // less than 2^31
   uint32_t dim;
@@ -122,7 +127,7 @@ struct ContrastParams {
   uint32_t queue_aligned;        // whether every row of the queue starts at a multiple of 16 bytes
 };
 
-// Threads of a block of `bound_logits` and `settle_shifts`.
+// Threads of a block of `bound_logits`, where a thread takes a row, and `settle_shifts`, where a warp does.
 constexpr uint32_t BOUND_THREADS = 256;
 
 // The shifts of the rows before the pass.
@@ -137,6 +142,40 @@ struct BoundParams {
   uint32_t rows;
   uint32_t splits;
   uint32_t longest_splits;
+};
+
+// ── score ────────────────────────────────────────────────────────────────────────────────────────
+
+// Threads of a block.
+constexpr uint32_t SCORE_THREADS = 256;
+
+// Queue rows of a slice, and the most queries whose logits with it are made: 8 MiB, which an L2 of 40 MB
+// keeps beside what else is read. The rows are a multiple of CONTRAST_DEPTH.
+constexpr uint32_t SCORE_LENGTH = 8192;
+constexpr uint32_t SCORE_QUERIES = 256;
+
+// See ContrastParams.
+struct ScoreParams {
+  float* logits;                 // [rows, length]; then exponentials, zeros where they are masked
+  const uint32_t* query_labels;
+  const uint32_t* queue_labels;
+  const float* shifts;
+  float* maxima;
+  uint32_t* unmasked;
+  double* totals;
+  double* uniformity;
+  const float* thresholds;       // or null, where nothing is ranked
+  uint32_t* passing;
+  float* passed_logits;
+  uint32_t* passed;
+  float exponent_scale;
+  float uniformity_scale;
+  uint32_t first;                // queue row of the slice, a multiple of CONTRAST_DEPTH
+  uint32_t length;
+  uint32_t rows;
+  uint32_t splits;
+  uint32_t tiles;
+  uint32_t room;
 };
 
 // ── rank ─────────────────────────────────────────────────────────────────────────────────────────
@@ -518,6 +557,7 @@ struct WeighParams {
   const float* weights;  // [rows, capacity]
   const void* queue;     // [capacity, dim], in the type that the kernel is named by
   float* sums;           // [splits, rows, dim]
+  uint32_t accumulate;   // whether they are added to what stands there
   uint32_t rows;
   uint32_t capacity;
   uint32_t dim;

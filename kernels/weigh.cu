@@ -136,7 +136,9 @@ __device__ __forceinline__ void weigh(const WeighParams& p) {
 #pragma unroll
       for (uint32_t i = 0; i < 2; ++i) {
         const uint32_t column = own_column + n * 8 + lane % 4 * 2 + i;
-        if (column < columns) sums[column] = totals[n][half * 2 + i];
+        if (column >= columns) continue;
+        const float total = totals[n][half * 2 + i];
+        sums[column] = p.accumulate ? sums[column] + total : total;
       }
     }
   }

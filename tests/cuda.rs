@@ -194,6 +194,32 @@ fn each_precision_keeps_its_bound_and_no_better() {
     }
 }
 
+/// Beside rows that are all zeros but for a 1, a logit is one element of the query: an exact product keeps it
+/// whole where bf16 is multiplied, and all but 2⁻²² of it in TF32.
+#[test]
+fn an_exact_product_keeps_what_it_says_of_a_query() {
+    const DIM: usize = 40;
+    let rng = &mut fastrand::Rng::with_seed(8);
+    let queries: Vec<f32> = unit_rows(rng, 9, DIM)
+        .iter()
+        .map(|x| x * 2f32.powi(rng.i32(-20..20)))
+        .collect();
+    let unit: Vec<f32> = (0..DIM * DIM)
+        .map(|at| f32::from(u8::from(at / DIM == at % DIM)))
+        .collect();
+    for dtype in DTYPES {
+        let queue = cuda::Queue::from_host(device(), &queue_of(dtype, &unit, DIM)).expect("a copy");
+        let own = rank(&upload(&queries), &queue, DIM, Precision::Exact).logits;
+        for (own, query) in own.iter().zip(&queries) {
+            let lost = match dtype {
+                DType::F32 | DType::F16 => query.abs() / (1u32 << 22) as f32,
+                DType::Bf16 => 0.0,
+            };
+            assert!((own - query).abs() <= lost, "{dtype:?}: {own} of {query}");
+        }
+    }
+}
+
 #[test]
 fn columns_of_the_rows_label_are_left_out() {
     let rng = &mut fastrand::Rng::with_seed(6);

@@ -8,8 +8,8 @@ use common::cuda::{CUDA, Cuda, device, is_softgpu, under_all_schedules};
 use common::reference::{Problem, norm, rows_of_draws};
 use common::tolerance::bounds;
 use common::{Backend, compare, row_bits};
-use hardmix::cuda::{self, Path};
-use hardmix::{Config, DType, Draws, QueryGradient, Queue, Reduction, Rows};
+use hardmix::cuda::{self, FusedTuning, Path};
+use hardmix::{Config, DType, Draws, Output, QueryGradient, Queue, Reduction, Rows};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const FUSED: Cuda = Cuda { fused: true };
@@ -203,32 +203,70 @@ fn one_pass_makes_neither_logits_nor_weights() {
             true,
             "contrast_f32_exact_128_ranked",
         ),
+        (mochi((4, 100, 257), (9, 5, 3), DType::F32), true, "score"),
     ] {
         softgpu::take_launches();
         FUSED.step(&case).expect("a step");
         let launches = softgpu::take_launches();
         let names: Vec<_> = launches.iter().map(|(kernel, _)| kernel.as_str()).collect();
         assert!(names.contains(&pass), "{names:?}");
-        assert_eq!(names.contains(&"direction_f32"), mixes, "{names:?}");
-        // One tile of logits is the products of queries and keys.
-        let logits = names.iter().filter(|name| name.starts_with("logits_"));
-        assert_eq!(logits.count(), 1, "{names:?}");
-        for kernel in ["maxima", "exponentials", "weigh_f32_exact"] {
+        for kernel in ["maxima", "exponentials"] {
             assert!(!names.contains(&kernel), "{names:?}");
+        }
+        // One tile of logits is the products of queries and keys; a slice has logits and weights.
+        let slices = if pass == "score" { 1 } else { 0 };
+        let count = |prefix| names.iter().filter(|name| name.starts_with(prefix)).count();
+        assert_eq!(count("weigh_"), slices, "{names:?}");
+        assert_eq!(count("direction_"), usize::from(mixes), "{names:?}");
+        // With the pass that no row here is hot enough for.
+        assert_eq!(count("logits_"), 1 + 2 * slices, "{names:?}");
+    }
+}
+
+/// More dimensions than a pass takes: slices, of lengths that end anywhere, for plain MoCo and MoCHi, hot
+/// rows and masked ones. How the queue is sliced changes rounding alone.
+#[test]
+fn slices_agree_with_the_reference() {
+    for dtype in DTYPES {
+        for slice in [None, Some(96)] {
+            let mut labelled = mochi((5, 340, 257), (60, 40, 10), dtype);
+            let labels = |count| (0..count).map(|at| at as u32 % 4).collect::<Vec<_>>();
+            labelled.query_labels = Some(labels(5));
+            labelled.queue = labelled.queue.with_labels(labels(340)).expect("labels");
+            labelled.config = labelled.config.with_oracle(true);
+            for case in [
+                case(3, 300, 512, dtype),
+                labelled,
+                mochi((66, 100, 260), (100, 20, 30), dtype),
+            ] {
+                let output = sliced(&case, slice);
+                let what = format!("{dtype:?}, slices of {slice:?}, {}", case.queue.dim());
+                compare::step(&case, &output, FUSED.arithmetic())
+                    .unwrap_or_else(|why| panic!("{what}: {why}"));
+            }
         }
     }
 }
 
-#[test]
-fn a_path_that_cannot_be_is_an_error() {
-    let case = case(2, 20, 257, DType::F32);
-    let mut step = cuda::Step::new(device(), Config::moco())
+fn sliced(case: &Case, slice: Option<usize>) -> Output {
+    let tuning = FusedTuning {
+        slice,
+        ..FusedTuning::default()
+    };
+    let mut step = cuda::Step::new(device(), case.config.clone())
         .expect("a step")
-        .with_path(Path::Fused);
-    let error =
-        common::Step::run(&mut step, &case.batch(), &case.queue, &case.draws).expect_err("refused");
-    assert_eq!(
-        error.to_string(),
-        "path is Fused for 257 dimensions; expected at most 256 dimensions"
-    );
+        .with_path(Path::Fused)
+        .with_fused_tuning(tuning);
+    common::Step::run(&mut step, &case.batch(), &case.queue, &case.draws).expect("a step")
+}
+
+/// No schedule and no batch changes a bit of what slices add up to.
+#[test]
+fn neither_schedule_nor_batch_changes_a_bit_of_slices() {
+    let whole = mochi((7, 200, 264), (33, 40, 17), DType::Bf16);
+    let run = |case: &Case| row_bits(&sliced(case, Some(96)));
+    let expected = under_all_schedules(|| run(&whole));
+    let parts = [(0, 1), (1, 5), (5, 7)].map(|(from, to)| whole.shard(from, to));
+    let cut: Vec<_> = parts.iter().flat_map(run).collect();
+    assert!(cut == expected, "a row depends on its batch");
 }

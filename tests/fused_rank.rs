@@ -6,7 +6,7 @@ mod common;
 
 use common::cases::unit_rows;
 use common::cuda::{alone, device, is_softgpu, under_all_schedules};
-use hardmix::cuda::{self, Path, Precision, RankTuning};
+use hardmix::cuda::{self, FusedTuning, Path, Precision};
 use hardmix::{Batch, Config, DType, Draws, Output, Queue, Rows};
 
 struct Input {
@@ -37,7 +37,7 @@ fn from_rows(rows: Vec<f32>, dim: usize, dtype: DType) -> Queue {
     Queue::from_rows(Rows::from_f32(dtype, &rows), dim).expect("a queue")
 }
 
-fn run(input: &Input, path: Path, precision: Precision, tuning: RankTuning) -> Output {
+fn run(input: &Input, path: Path, precision: Precision, tuning: FusedTuning) -> Output {
     let device = device();
     let dim = input.queue.dim();
     let queue = cuda::Queue::from_host(device, &input.queue).expect("a copy");
@@ -49,7 +49,7 @@ fn run(input: &Input, path: Path, precision: Precision, tuning: RankTuning) -> O
         .expect("a step")
         .with_path(path)
         .with_precision(precision)
-        .with_rank_tuning(tuning)
+        .with_fused_tuning(tuning)
         .run_from_host(&batch, &queue, &Draws::seeded(3, 4).expect("draws"))
         .expect("an output")
 }
@@ -59,8 +59,8 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 }
 
 #[track_caller]
-fn same(input: &Input, precision: Precision, tunings: &[RankTuning], what: &str) {
-    let expected = run(input, Path::Unfused, precision, RankTuning::default());
+fn same(input: &Input, precision: Precision, tunings: &[FusedTuning], what: &str) {
+    let expected = run(input, Path::Unfused, precision, FusedTuning::default());
     for tuning in tunings {
         let own = run(input, Path::Fused, precision, *tuning);
         let what = format!("{what}, {precision:?}, {tuning:?}");
@@ -76,25 +76,26 @@ fn same(input: &Input, precision: Precision, tunings: &[RankTuning], what: &str)
     }
 }
 
-const ALL: RankTuning = RankTuning {
+const ALL: FusedTuning = FusedTuning {
+    slice: None,
     sample: None,
     room: None,
     forced: None,
 };
-const SAMPLED: RankTuning = RankTuning {
+const SAMPLED: FusedTuning = FusedTuning {
     sample: Some(96),
     ..ALL
 };
 
-fn forced(threshold: f32, every: u32) -> RankTuning {
-    RankTuning {
+fn forced(threshold: f32, every: u32) -> FusedTuning {
+    FusedTuning {
         forced: Some((threshold, every)),
         ..SAMPLED
     }
 }
 
-fn room(room: usize) -> RankTuning {
-    RankTuning {
+fn room(room: usize) -> FusedTuning {
+    FusedTuning {
         room: Some(room),
         ..SAMPLED
     }
@@ -117,8 +118,29 @@ fn every_branch_gives_the_hardest_of_every_type() {
         let input = input(5, 20, 40, random(1100, 20, dtype));
         same(&input, Precision::Exact, &tunings, &format!("{dtype:?}"));
     }
-    let input = input(5, 20, 40, random(1100, 20, DType::F32));
-    same(&input, Precision::Tensor, &tunings, "F32");
+    for dtype in [DType::F32, DType::Bf16] {
+        let input = input(5, 20, 40, random(1100, 20, dtype));
+        same(&input, Precision::Tensor, &tunings, &format!("{dtype:?}"));
+    }
+}
+
+/// With more dimensions than a pass takes, in slices shorter than a split's tiles lie apart.
+#[test]
+fn every_branch_gives_the_hardest_of_slices() {
+    let tunings = [
+        ALL,
+        forced(f32::INFINITY, 3),
+        forced(f32::NEG_INFINITY, 1),
+        room(24),
+    ]
+    .map(|tuning| FusedTuning {
+        slice: Some(160),
+        ..tuning
+    });
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        let input = input(3, 258, 40, random(1100, 258, dtype));
+        same(&input, Precision::Exact, &tunings, &format!("{dtype:?}"));
+    }
 }
 
 #[test]

@@ -12,6 +12,15 @@ __device__ T warp_sum(T x) {
   return x;
 }
 
+// The largest over the lanes of a warp; NaN loses against a number.
+__device__ inline float warp_max(float x) {
+#pragma unroll
+  for (uint32_t offset = WARP / 2; offset > 0; offset /= 2) {
+    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, offset));
+  }
+  return x;
+}
+
 // The sum of `x` over the threads before this one, and over all in `total`. `slots` is shared and
 // belongs to this; `parity` alternates from call to call, so that one barrier a call is enough.
 template <uint32_t THREADS>

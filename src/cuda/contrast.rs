@@ -2,14 +2,14 @@
 
 use super::device::Launch;
 use super::info_nce::exponent_scale;
-use super::logits::Precision;
+use super::logits::{Precision, Product};
 use super::params::{
     BOUND_THREADS, BoundParams, CONTRAST_DEPTH, CONTRAST_DIM, CONTRAST_LARGE_DIM,
     CONTRAST_LARGE_STAGES, CONTRAST_PADDING, CONTRAST_PADDING_16, CONTRAST_ROWS, CONTRAST_STAGES,
     CONTRAST_THREADS, ContrastParams,
 };
-use super::part::{Part, Shape};
-use crate::error::{Error, Result};
+use super::part::Part;
+use crate::error::Result;
 use crate::queue::DType;
 
 /// How a step gets from queries and queue to loss and gradient. The bits of a row are the same within
@@ -20,32 +20,38 @@ pub enum Path {
     #[default]
     Auto,
     /// One pass over the queue that keeps no logits: memory for B·(64·d) floats at most in place of
-    /// B·K, and for candidates of the hardest, a bit a logit and some four times N floats a query. Only
-    /// with at most 256 dimensions. Synthetic negatives join from the rows they are mixed from. Where N
-    /// is too large for a list of candidates (above 4586 at K = 65536, above 2136 from 2¹⁸ on; up to
-    /// 8192 rows no N is), logits are made beside the pass after all.
+    /// B·K, and for candidates of the hardest, a bit a logit and some four times N floats a query. With
+    /// more than 256 dimensions logits of 8192 queue rows and 256 queries are made at a time, which stay in
+    /// the device's L2. Synthetic negatives join from the rows they are mixed from. Where N is too large
+    /// for a list of candidates (above 4586 at K = 65536, above 2136 from 2¹⁸ on; up to 8192 rows no N
+    /// is), logits are made beside the pass after all.
     Fused,
     /// The logits of some of the queries are made in memory, then read by each kernel after.
     Unfused,
 }
 
 impl Path {
-    /// Whether steps of this shape take the fused path.
-    ///
-    /// # Errors
-    /// [`Error::OutOfRange`] where they are to and cannot.
-    pub(super) fn is_fused(self, shape: Shape) -> Result<bool> {
-        let possible = shape.dim <= CONTRAST_LARGE_DIM as usize;
+    /// Whether steps take the fused path.
+    pub(super) fn is_fused(self) -> bool {
         match self {
-            Self::Auto | Self::Unfused => Ok(false),
-            Self::Fused if possible => Ok(true),
-            Self::Fused => Err(Error::OutOfRange {
-                argument: "path",
-                value: format!("Fused for {} dimensions", shape.dim),
-                expected: "at most 256 dimensions",
-            }),
+            Self::Auto | Self::Unfused => false,
+            Self::Fused => true,
         }
     }
+}
+
+/// For tests: what is otherwise a matter of K and N, so that every branch can be taken.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FusedTuning {
+    /// Queue rows of a slice, for more dimensions than one pass takes.
+    pub slice: Option<usize>,
+    /// Rows of the sample.
+    pub sample: Option<usize>,
+    /// Logits of a query and a split that are kept.
+    pub room: Option<usize>,
+    /// A threshold, and every how manieth row of a part has it.
+    pub forced: Option<(f32, u32)>,
 }
 
 /// The most splits: with two tiles of queries their blocks fill a large device.
@@ -63,18 +69,23 @@ pub(super) fn splits(capacity: usize) -> usize {
 /// it is split in for the tensor cores, 2⁻²² of it, are far from f32's smallest numbers: e⁻⁶⁰ is 9e-27.
 const DEEPEST: f32 = 60.0;
 
-/// 1/τ of the uniformity, its factor 2t for t = 2.
+/// 1/τ of the uniformity, its factor 2t for t = 2, and as an exponent of 2.
 const UNIFORMITY_FACTOR: f32 = 4.0;
+pub(super) const UNIFORMITY_SCALE: f32 = UNIFORMITY_FACTOR * std::f32::consts::LOG2_E;
+
+/// The most dimensions whose sums lie in registers.
+pub(super) const MOST_DIM: usize = CONTRAST_LARGE_DIM as usize;
 
 impl Part<'_> {
     /// Shifts, exponentials and weighted sums of the queue, as `maxima`, `exponentials` and `weigh`
-    /// together leave them.
+    /// together leave them, and candidates for the hardest.
     ///
     /// # Safety
     /// The contract of [`Part`], of a shape that is fused.
     pub unsafe fn contrast(&self) -> Result<()> {
+        let slice = self.shape.slice();
         let splits = splits(self.shape.capacity);
-        let ranking = self.shape.ranking();
+        let parts = slice.map_or(splits, |_| Product::maxima_parts(self.shape.capacity));
         // One rule whether the uniformity is asked for or not: asking changes no bit of the rest.
         let depth = self.config.temperature().min(1.0 / UNIFORMITY_FACTOR);
         let bound = BoundParams {
@@ -86,16 +97,39 @@ impl Part<'_> {
             shifts: self.scratch.shifts,
             most: DEEPEST * depth,
             rows: self.rows.len() as u32,
-            splits: splits as u32,
+            splits: parts as u32,
             longest_splits: self.shape.longest_splits() as u32,
         };
-        let of_rows = |kernel| Launch {
+        let of_rows = |kernel, threads: u32| Launch {
             file: "contrast",
             kernel,
-            grid: (bound.rows.div_ceil(BOUND_THREADS), 1, 1),
+            grid: ((bound.rows * threads).div_ceil(BOUND_THREADS), 1, 1),
             threads: BOUND_THREADS,
             shared: 0,
         };
+        // SAFETY: the contract of `Part`; each kernel reads what those before it have written.
+        unsafe {
+            self.device.launch(of_rows("bound_logits", 1), &bound)?;
+            match slice {
+                Some(_) => self.hot_maxima()?,
+                None => self.pass(|[_, _, maxima]| maxima)?,
+            }
+            self.device.launch(of_rows("settle_shifts", 32), &bound)?;
+            match slice {
+                Some(length) => self.score(length),
+                None if self.shape.ranking().is_some() => self.pass(|[_, ranked, _]| ranked),
+                None => self.pass(|[sums, ..]| sums),
+            }
+        }
+    }
+
+    /// A pass over the whole queue, by the one that is chosen of its kernels.
+    ///
+    /// # Safety
+    /// The contract of [`Part`], of a shape that is fused and not sliced.
+    unsafe fn pass(&self, choose: fn([&'static str; 3]) -> &'static str) -> Result<()> {
+        let ranking = self.shape.ranking();
+        let (rows, splits) = (self.rows.len() as u32, splits(self.shape.capacity) as u32);
         let element = self.shape.dtype.bytes();
         let padding = match self.shape.dtype {
             DType::F32 => CONTRAST_PADDING,
@@ -119,49 +153,45 @@ impl Part<'_> {
             maxima: self.scratch.maxima,
             unmasked: self.scratch.unmasked,
             totals: self.scratch.totals,
-            uniformity: if self.config.uniformity() {
-                self.scratch.uniformity
-            } else {
-                std::ptr::null_mut()
-            },
+            uniformity: self.uniformity(),
             sums: self.scratch.sums,
             thresholds: self.scratch.thresholds,
             passing: self.scratch.passing,
             passed_logits: self.scratch.passed_logits,
             passed: self.scratch.passed,
             exponent_scale: exponent_scale(self.config),
-            uniformity_scale: UNIFORMITY_FACTOR * std::f32::consts::LOG2_E,
-            rows: bound.rows,
+            uniformity_scale: UNIFORMITY_SCALE,
+            rows,
             capacity: self.shape.capacity as u32,
             dim: self.shape.dim as u32,
-            splits: bound.splits,
+            splits,
             tiles: ranking.map_or(0, |ranking| ranking.tiles) as u32,
             room: ranking.map_or(0, |ranking| ranking.room) as u32,
             queue_aligned: u32::from(aligned),
         };
         let stage = CONTRAST_DEPTH * (dim + padding) * element as u32;
-        let queries = CONTRAST_ROWS
-            * match (self.shape.dtype, self.precision) {
-                (DType::F32 | DType::F16, _) => (dim + CONTRAST_PADDING) * 4,
-                (DType::Bf16, Precision::Exact) => 3 * (dim + CONTRAST_PADDING_16) * 2,
-                (DType::Bf16, Precision::Tensor) => (dim + CONTRAST_PADDING_16) * 2,
-            };
-        let of_queue = |kernel| Launch {
-            file: "contrast",
-            kernel,
-            grid: (bound.rows.div_ceil(CONTRAST_ROWS), bound.splits, 1),
-            threads: CONTRAST_THREADS,
-            shared: stages * stage + queries,
+        let query = match (self.shape.dtype, self.precision) {
+            (DType::F32 | DType::F16, _) => (dim + CONTRAST_PADDING) * 4,
+            (DType::Bf16, Precision::Exact) => 3 * (dim + CONTRAST_PADDING_16) * 2,
+            (DType::Bf16, Precision::Tensor) => (dim + CONTRAST_PADDING_16) * 2,
         };
-        let [sums, ranked, maxima] = kernels(self.shape.dtype, self.precision, few);
-        let pass = if ranking.is_some() { ranked } else { sums };
-        // SAFETY: the contract of `Part`; the kernels are those for this type, and each reads what
-        // those before it have written.
-        unsafe {
-            self.device.launch(of_rows("bound_logits"), &bound)?;
-            self.device.launch(of_queue(maxima), &params)?;
-            self.device.launch(of_rows("settle_shifts"), &bound)?;
-            self.device.launch(of_queue(pass), &params)
+        let launch = Launch {
+            file: "contrast",
+            kernel: choose(kernels(self.shape.dtype, self.precision, few)),
+            grid: (rows.div_ceil(CONTRAST_ROWS), splits, 1),
+            threads: CONTRAST_THREADS,
+            shared: stages * stage + CONTRAST_ROWS * query,
+        };
+        // SAFETY: the contract of `Part`; the kernel is one for this type.
+        unsafe { self.device.launch(launch, &params) }
+    }
+
+    /// Where the uniformity's sums go, or null where it is not asked for.
+    pub fn uniformity(&self) -> *mut f64 {
+        if self.config.uniformity() {
+            self.scratch.uniformity
+        } else {
+            std::ptr::null_mut()
         }
     }
 }

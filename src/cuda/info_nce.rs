@@ -170,7 +170,13 @@ impl Part<'_> {
     /// # Safety
     /// The contract of [`Part`].
     pub unsafe fn logits(&self) -> Result<()> {
-        let product = Product {
+        // SAFETY: the contract of `Part`.
+        unsafe { self.product().logits(self.device, self.scratch.logits) }
+    }
+
+    /// The usable queries and the queue.
+    pub fn product(&self) -> Product {
+        Product {
             queries: self.scratch.usable,
             rows: self.rows.len(),
             queue: self.queue,
@@ -178,9 +184,7 @@ impl Part<'_> {
             capacity: self.shape.capacity,
             dim: self.shape.dim,
             precision: self.precision,
-        };
-        // SAFETY: the contract of `Part`.
-        unsafe { product.logits(self.device, self.scratch.logits) }
+        }
     }
 
     /// The largest logit of each split.
@@ -325,7 +329,7 @@ impl Part<'_> {
         };
         let splits = Splits::of(self.shape.capacity, self.shape.dim);
         // SAFETY: the contract of `Part`.
-        unsafe { weighing.sums(self.device, splits, self.scratch.sums) }
+        unsafe { weighing.sums(self.device, splits, self.scratch.sums, false) }
     }
 
     /// Loss, gradient and figures.

@@ -11,13 +11,14 @@ use crate::queue::DType;
 /// How the tensor cores multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum Precision {
-    /// As f32 does: a product is off by at most 3·2⁻²² of itself, of f16 and bf16 rows by 2⁻²². An f32
-    /// queue takes three products in TF32, the others two.
+    /// As f32 does. Of an f32 queue three products in TF32, off by at most 3·2⁻²² of themselves; of f16
+    /// two, off by 2⁻²²; of bf16 three in bf16, at twice TF32's rate, which are exact.
     #[default]
     Exact,
-    /// One product, of what TF32 keeps of both, 11 bits of significand: off by up to 2⁻¹⁰ of itself,
-    /// of f16 and bf16 rows, which TF32 keeps whole, by 2⁻¹¹. In a simulation it moved
-    /// 0.05% of the 1024 hardest of 65536 unit rows.
+    /// One product, of rounded operands. Of f32 and f16 what TF32 keeps, 11 bits of significand: off by up
+    /// to 2⁻¹⁰ of itself, of f16 rows, which it keeps whole, by 2⁻¹¹. With bf16 rows queries and weights
+    /// are rounded to bf16, 8 bits, at twice the rate: off by up to 2⁻⁸. In a simulation TF32 moved
+    /// 0.05% of the 1024 hardest of 65536 unit rows, bf16 inputs 0.25%.
     Tensor,
 }
 
@@ -46,6 +47,28 @@ pub(super) struct Product {
     pub precision: Precision,
 }
 
+/// Whose largest logits are asked for, and where they go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Largest {
+    /// Whether they are asked for, `[rows]`.
+    pub hot: *const u32,
+    /// The labels that mask, `[rows]` and `[capacity]`, or null.
+    pub query_labels: *const u32,
+    pub queue_labels: *const u32,
+    pub maxima: *mut f32,
+}
+
+impl Default for Largest {
+    fn default() -> Self {
+        Self {
+            hot: std::ptr::null(),
+            query_labels: std::ptr::null(),
+            queue_labels: std::ptr::null(),
+            maxima: std::ptr::null_mut(),
+        }
+    }
+}
+
 impl Product {
     /// Puts on the stream that q·n of every pair is written to `logits`, [rows, capacity].
     ///
@@ -54,6 +77,32 @@ impl Product {
     /// the logits overlap neither.
     pub unsafe fn logits(&self, device: &Device, logits: *mut f32) -> Result<()> {
         let small = self.rows <= SMALL_BATCH;
+        // SAFETY: the caller's contract.
+        unsafe { self.launch(device, small, logits, Largest::default()) }
+    }
+
+    /// Into how many parts `maxima` cuts a queue.
+    pub fn maxima_parts(capacity: usize) -> usize {
+        2 * capacity.div_ceil(LOGITS_ROWS as usize)
+    }
+
+    /// Puts on the stream that the largest unmasked logit of each hot query and part of the queue is
+    /// written to `largest.maxima`, [rows, parts].
+    ///
+    /// # Safety
+    /// As above, of everything that is in `largest`.
+    pub unsafe fn maxima(&self, device: &Device, largest: Largest) -> Result<()> {
+        // SAFETY: the caller's contract; the larger tile is the one with two parts.
+        unsafe { self.launch(device, false, std::ptr::null_mut(), largest) }
+    }
+
+    unsafe fn launch(
+        &self,
+        device: &Device,
+        small: bool,
+        logits: *mut f32,
+        largest: Largest,
+    ) -> Result<()> {
         let tile = if small { 32 } else { 128 };
         let query_tiles = self.rows.div_ceil(tile);
         let blocks = query_tiles * self.capacity.div_ceil(LOGITS_ROWS as usize);
@@ -65,6 +114,11 @@ impl Product {
             queries: self.queries,
             queue: self.queue.cast(),
             logits,
+            hot: largest.hot,
+            query_labels: largest.query_labels,
+            queue_labels: largest.queue_labels,
+            maxima: largest.maxima,
+            parts: Self::maxima_parts(self.capacity) as u32,
             rows: self.rows as u32,
             capacity: self.capacity as u32,
             dim: self.dim as u32,

@@ -11,8 +11,9 @@
 //! | `batch`, `output` | what goes into a step and what comes back |
 //!
 //! Below them: `logits` and `weigh` are the two products on the tensor cores, queries with queue and
-//! weights with queue, and `contrast` is one pass in place of both where nothing is mixed; `part` runs a step over some of the rows, `status` holds what only the device
-//! can see, `workspace` memory that is planned once and reused.
+//! weights with queue; `contrast` is one pass in place of both, for more dimensions `score` with both on
+//! slices of the queue, and `sample` finds the hardest in the pass; `part` runs a step over some of the
+//! rows, `status` holds what only the device can see, `workspace` memory that is planned once and reused.
 //!
 //! Every function puts its work on the [`Device`]'s stream and returns; none waits for the device
 //! unless its documentation says so, and none allocates once its outputs and workspace have their
@@ -53,12 +54,15 @@ mod part;
 mod queue;
 mod rank;
 mod sample;
+mod score;
 mod status;
 mod step;
 mod weigh;
 mod workspace;
 
 pub use batch::{Batch, Draws, GivenDraws, UsedDraws};
+#[doc(hidden)]
+pub use contrast::FusedTuning;
 pub use contrast::Path;
 pub use device::Device;
 pub use info_nce::info_nce;
@@ -66,8 +70,6 @@ pub use logits::Precision;
 pub use mix::{Synthetic, mix};
 pub use queue::{Queue, Rows};
 pub use rank::{Ranked, rank, rank_logits};
-#[doc(hidden)]
-pub use sample::RankTuning;
 pub use step::Step;
 pub use workspace::Workspace;
 
@@ -75,7 +77,7 @@ use params::{
     BoundParams, CheckParams, ContrastParams, DirectionParams, EnqueueParams, ExponentialsParams,
     FinishParams, FoldParams, GivenParams, LogitsParams, LongestParams, MaximaParams, MixParams,
     PassedParams, PrepareParams, RankParams, ReduceParams, RepairParams, RingState, RowFigures,
-    SampleParams, ShiftParams, StatusWords, ThresholdParams, WeighParams,
+    SampleParams, ScoreParams, ShiftParams, StatusWords, ThresholdParams, WeighParams,
 };
 
 /// The structs and constants of `kernels/params.h`, as bindgen reads them.
@@ -125,6 +127,7 @@ passed_to_kernels!(
     RingState,
     RowFigures,
     SampleParams,
+    ScoreParams,
     ShiftParams,
     StatusWords,
     ThresholdParams,

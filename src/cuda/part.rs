@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use super::contrast;
+use super::contrast::{self, FusedTuning};
 use super::device::{Device, Memory};
-use super::logits::{self, Precision};
+use super::logits::{self, Precision, Product};
 use super::params::{
     INFO_NCE_SPLIT, KEY_PARTS, LONGEST_SPLIT, PRODUCT_GROUP, PRODUCT_ROWS, REPAIR_BLOCKS,
-    RowFigures,
+    RowFigures, SCORE_LENGTH, SCORE_QUERIES,
 };
-use super::sample::{RankTuning, Ranking};
+use super::sample::Ranking;
 use super::weigh::Splits;
 use super::workspace::Buffer;
 use crate::config::Config;
@@ -39,7 +39,7 @@ pub(super) struct Shape {
     pub rows_at_once: usize,
     /// Whether loss and gradient are made in one pass over the queue.
     pub fused: bool,
-    pub tuning: RankTuning,
+    pub tuning: FusedTuning,
 }
 
 impl Shape {
@@ -72,6 +72,17 @@ impl Shape {
         }
     }
 
+    /// How many queue rows' logits lie in memory at a time, on the fused path where a pass takes fewer
+    /// dimensions: by K and d alone.
+    pub fn slice(&self) -> Option<usize> {
+        let length = self.tuning.slice.unwrap_or(SCORE_LENGTH as usize);
+        (self.fused && self.dim > contrast::MOST_DIM).then_some(length.min(self.capacity))
+    }
+
+    pub fn row_bytes(&self) -> usize {
+        self.dim * self.dtype.bytes()
+    }
+
     /// Into how many splits the squared norms are cut.
     pub fn longest_splits(&self) -> usize {
         self.capacity.div_ceil(LONGEST_SPLIT as usize)
@@ -79,10 +90,10 @@ impl Shape {
 
     /// Into how many splits the weighted sums are cut.
     pub fn sum_splits(&self) -> usize {
-        if self.fused {
-            contrast::splits(self.capacity)
-        } else {
-            Splits::of(self.capacity, self.dim).count
+        match self.slice() {
+            Some(length) => Splits::of(length, self.dim).count,
+            None if self.fused => contrast::splits(self.capacity),
+            None => Splits::of(self.capacity, self.dim).count,
         }
     }
 
@@ -107,7 +118,9 @@ impl Shape {
         } else {
             MOST_ROWS
         };
-        most.min(MOST_ROWS)
+        let of_slice = self.slice().map_or(MOST_ROWS, |_| SCORE_QUERIES as usize);
+        most.min(of_slice)
+            .min(MOST_ROWS)
             .min(self.rows_at_once.max(1))
             .min(self.rows)
     }
@@ -173,7 +186,9 @@ scratch! {
     products: f32,
     /// [rows, capacity]; then the weights.
     logits: f32,
-    /// [rows, splits].
+    /// Those of a slice, [rows, slice]; then the weights.
+    slice_logits: f32,
+    /// [rows, splits], of hot rows before that [rows, parts].
     maxima: f32,
     /// [rows, splits].
     unmasked: u32,
@@ -238,6 +253,7 @@ impl Scratch {
         let (sample, rank) = ranking.map_or((0, 0), |r| (r.sample, r.rank));
         let (tiles, room) = ranking.map_or((0, 0), |r| (r.tiles, r.room));
         let ranked = usize::from(ranking.is_some());
+        let parts = shape.slice().map_or(0, |_| Product::maxima_parts(capacity));
         let drawn = usize::from(!given && shape.synthetics() > 0);
         let reordered = usize::from(shape.dtype == DType::F16);
         let split = usize::from(shape.dtype == DType::Bf16);
@@ -251,7 +267,8 @@ impl Scratch {
             key_parts: (rows * split, shape.key_parts() * dim),
             products: (rows, rows.min(PRODUCT_ROWS as usize) * shape.key_parts()),
             logits: (rows, capacity * usize::from(shape.has_logits())),
-            maxima: (rows, splits),
+            slice_logits: (rows, shape.slice().unwrap_or(0)),
+            maxima: (rows, splits.max(parts)),
             unmasked: (rows, splits),
             sample: (sample, dim),
             sample_labels: (sample, 1),

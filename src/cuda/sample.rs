@@ -1,7 +1,7 @@
 //! The hardest without logits in memory: a threshold from a sample of the queue, what `contrast` lets
 //! pass, the hardest of that, and again from the queue where they may not be among it.
 
-use super::contrast;
+use super::contrast::{self, FusedTuning};
 use super::device::Launch;
 use super::logits::{Precision, Product};
 use super::params::{
@@ -12,18 +12,6 @@ use super::part::Part;
 use super::rank::rank_launch;
 use crate::error::Result;
 use crate::queue::DType;
-
-/// For tests: what is otherwise a matter of K and N, so that every branch can be taken.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy, Default)]
-pub struct RankTuning {
-    /// Rows of the sample.
-    pub sample: Option<usize>,
-    /// Logits of a query and a split that are kept.
-    pub room: Option<usize>,
-    /// A threshold, and every how manieth row of a part has it.
-    pub forced: Option<(f32, u32)>,
-}
 
 /// How the hardest are found in the pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,7 +31,7 @@ const SAMPLED_FROM: usize = RANK_CANDIDATES as usize;
 
 impl Ranking {
     /// By K and N alone; `None` where more would pass than can be listed.
-    pub fn of(capacity: usize, hardest: usize, tuning: RankTuning) -> Option<Self> {
+    pub fn of(capacity: usize, hardest: usize, tuning: FusedTuning) -> Option<Self> {
         let splits = contrast::splits(capacity);
         let tiles = capacity.div_ceil(CONTRAST_DEPTH as usize);
         let of_split = tiles.div_ceil(splits) * CONTRAST_DEPTH as usize;
@@ -240,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_threshold_of_the_headline_shape() {
-        let ranking = Ranking::of(65_536, 1024, RankTuning::default()).expect("it can be ranked");
+        let ranking = Ranking::of(65_536, 1024, FusedTuning::default()).expect("it can be ranked");
         // m = 4096·1024/65536 = 64: 64 + 6√(64·(1 − 1/16)) + 8 = 118.5.
         assert_eq!((ranking.sample, ranking.rank), (4096, 119));
         assert_eq!(ranking.tiles, 2048);
@@ -250,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_listed_is_not_ranked_in_the_pass() {
-        let of = |capacity, hardest| Ranking::of(capacity, hardest, RankTuning::default());
+        let of = |capacity, hardest| Ranking::of(capacity, hardest, FusedTuning::default());
         assert!(of(65_536, 4586).is_some() && of(65_536, 4587).is_none());
         assert!(of(1 << 18, 2136).is_some() && of(1 << 18, 2137).is_none());
         assert_eq!(of(100_000, 100_000), None);

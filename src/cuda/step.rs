@@ -3,7 +3,7 @@
 use cudarc::driver::{CudaView, DevicePtr};
 
 use super::batch::{Batch, Draws, UsedDraws};
-use super::contrast::Path;
+use super::contrast::{FusedTuning, Path};
 use super::device::{Device, Memory};
 use super::logits::{Precision, check_rows};
 use super::mix::{HeldDraws, check_dim, check_synthetics};
@@ -12,7 +12,6 @@ use super::params::INFO_NCE_SPLIT;
 use super::part::{Part, Scratch, Shape, Source};
 use super::queue::Queue;
 use super::rank::{Mask, Selection, check_hardest};
-use super::sample::RankTuning;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::output::Output;
@@ -29,7 +28,7 @@ pub struct Step {
     precision: Precision,
     path: Path,
     rows_at_once: usize,
-    tuning: RankTuning,
+    tuning: FusedTuning,
     scratch: Scratch,
     results: Results,
 }
@@ -61,7 +60,7 @@ impl Step {
             precision: Precision::default(),
             path: Path::default(),
             rows_at_once: usize::MAX,
-            tuning: RankTuning::default(),
+            tuning: FusedTuning::default(),
             scratch: Scratch::new(device)?,
             results: Results::new(device)?,
         })
@@ -93,7 +92,7 @@ impl Step {
     /// For tests of the branches that ordinary input hardly takes.
     #[doc(hidden)]
     #[must_use]
-    pub fn with_rank_tuning(mut self, tuning: RankTuning) -> Self {
+    pub fn with_fused_tuning(mut self, tuning: FusedTuning) -> Self {
         self.tuning = tuning;
         self
     }
@@ -181,7 +180,7 @@ impl Step {
         } = self;
         let given = matches!(negatives, Negatives::Given(..));
         let mut shape = shape(config, batch, queue, *rows_at_once, given)?;
-        shape.fused = path.is_fused(shape)?;
+        shape.fused = path.is_fused();
         shape.tuning = *tuning;
         results.ran = None;
 
@@ -359,7 +358,7 @@ fn shape(
         query_mixed: config.query_mixed(),
         rows_at_once,
         fused: false,
-        tuning: RankTuning::default(),
+        tuning: FusedTuning::default(),
     };
     check_synthetics(shape.mixed, shape.query_mixed)?;
     if shape.hardest > 0 {

@@ -53,15 +53,21 @@ pub(super) struct Weighing {
 
 impl Weighing {
     /// Puts on the stream that the weighted sum of each split's queue rows is written to `sums`,
-    /// [splits, rows, dim].
+    /// [splits, rows, dim], or added to what stands there.
     ///
     /// # Safety
     /// Weights, queue and sums have their shapes' elements until the kernel has run, and the sums
     /// overlap neither.
-    pub unsafe fn sums(&self, device: &Device, splits: Splits, sums: *mut f32) -> Result<()> {
+    pub unsafe fn sums(
+        &self,
+        device: &Device,
+        splits: Splits,
+        sums: *mut f32,
+        accumulate: bool,
+    ) -> Result<()> {
         let row_tiles = self.rows.div_ceil(WEIGH_ROWS as usize);
         let column_tiles = self.dim.div_ceil(WEIGH_COLUMNS as usize);
-        let blocks = row_tiles * column_tiles * splits.count;
+        let blocks = row_tiles * column_tiles * self.capacity.div_ceil(splits.rows);
         let element = self.dtype.bytes();
         let aligned =
             |pointer: usize, bytes: usize| pointer.is_multiple_of(16) && bytes.is_multiple_of(16);
@@ -69,6 +75,7 @@ impl Weighing {
             weights: self.weights,
             queue: self.queue.cast(),
             sums,
+            accumulate: u32::from(accumulate),
             rows: self.rows as u32,
             capacity: self.capacity as u32,
             dim: self.dim as u32,

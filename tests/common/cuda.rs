@@ -63,12 +63,18 @@ pub fn to_host_of(device: &Device, ranked: &cuda::Ranked) -> Result<cpu::Ranked>
 
 /// The GPU path as a backend of the shared test bodies.
 pub struct Cuda {
-    /// Whether steps take the fused path where it applies.
+    /// Whether steps take the fused path.
     pub fused: bool,
 }
 
 /// The path that steps take by themselves.
 pub const CUDA: Cuda = Cuda { fused: false };
+
+impl Cuda {
+    fn path(&self) -> Path {
+        if self.fused { Path::Fused } else { Path::Auto }
+    }
+}
 
 impl super::Backend for Cuda {
     fn name(&self) -> &'static str {
@@ -85,11 +91,7 @@ impl super::Backend for Cuda {
 
     fn new_step(&self, config: Config) -> Box<dyn super::Step> {
         let step = cuda::Step::new(device(), config).expect("a step");
-        if self.fused {
-            Box::new(Fused(Some(step)))
-        } else {
-            Box::new(step)
-        }
+        Box::new(step.with_path(self.path()))
     }
 
     fn rank(
@@ -194,10 +196,7 @@ impl super::Backend for Cuda {
             mixed.slice(..synthetic.mixed.len()),
             query_mixed.slice(..synthetic.query_mixed.len()),
         );
-        let mut step = cuda::Step::new(device, config.clone())?;
-        if self.fused {
-            step = step.with_path(path(batch.dim()));
-        }
+        let mut step = cuda::Step::new(device, config.clone())?.with_path(self.path());
         there.with(|batch, _| cuda::info_nce(&mut step, batch, &queue, &mixed, &query_mixed))?;
         step.read()
     }
@@ -212,27 +211,6 @@ impl super::Step for cuda::Step {
 
     fn set_config(&mut self, config: Config) {
         cuda::Step::set_config(self, config);
-    }
-}
-
-/// The fused path where it applies.
-fn path(dim: usize) -> Path {
-    if dim <= 128 { Path::Fused } else { Path::Auto }
-}
-
-/// A step that takes the fused path where it applies; always there between calls.
-struct Fused(Option<cuda::Step>);
-
-impl super::Step for Fused {
-    fn run(&mut self, batch: &Batch, queue: &Queue, draws: &Draws) -> Result<Output> {
-        let step = self.0.take().expect("a step");
-        let path = path(batch.dim());
-        let step = self.0.insert(step.with_path(path));
-        super::Step::run(step, batch, queue, draws)
-    }
-
-    fn set_config(&mut self, config: Config) {
-        self.0.as_mut().expect("a step").set_config(config);
     }
 }
 
