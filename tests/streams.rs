@@ -100,17 +100,17 @@ fn a_captured_graph_goes_on_where_it_stopped() {
 
 /// A whole training step, captured once: the caller advances the step in device memory and writes new
 /// queries and keys where the old ones were, and every replay is, to the bit, that step run afresh.
-fn draws_afresh(path: Path) {
+fn draws_afresh(path: Path, dim: usize) {
     // SAFETY: everything here is on one stream.
     unsafe { device().stream().context().disable_event_tracking() };
     let stream = device().stream().context().new_stream().expect("a stream");
     let device = device().with_stream(stream).expect("of the same context");
     let (stream, seed) = (device.stream(), 0x0123_4567_89ab_cdef);
     let rng = &mut fastrand::Rng::with_seed(4);
-    let mut host = Queue::random(60, DIM, DType::Bf16, 4).expect("a queue");
+    let mut host = Queue::random(60, dim, DType::Bf16, 4).expect("a queue");
     let mut queue = cuda::Queue::from_host(&device, &host).expect("a copy");
-    let mut queries = unit_rows(rng, 5, DIM);
-    let mut keys = unit_rows(rng, 5, DIM);
+    let mut queries = unit_rows(rng, 5, dim);
+    let mut keys = unit_rows(rng, 5, dim);
     let mut queries_there = device.upload("queries", &queries).expect("queries");
     let mut keys_there = device.upload("keys", &keys).expect("keys");
     let mut words = device.upload("seed and step", &[seed, 6]).expect("words");
@@ -123,7 +123,7 @@ fn draws_afresh(path: Path) {
         .with_path(path);
 
     let mut train = |queries: &CudaSlice<f32>, keys: &CudaSlice<f32>, words: &CudaSlice<u64>| {
-        let batch = cuda::Batch::new(queries, keys, DIM).expect("a batch");
+        let batch = cuda::Batch::new(queries, keys, dim).expect("a batch");
         step.run(&batch, &queue, &cuda::Draws::Seeded(words))
             .expect("a step");
         queue.enqueue(&device, keys, None).expect("keys");
@@ -140,8 +140,8 @@ fn draws_afresh(path: Path) {
 
     let mut coefficients = Vec::new();
     for at in 7..12 {
-        queries = unit_rows(rng, 5, DIM);
-        keys = unit_rows(rng, 5, DIM);
+        queries = unit_rows(rng, 5, dim);
+        keys = unit_rows(rng, 5, dim);
         // Bits from 2⁶³ up are the caller's.
         let advanced = [seed, at | (at & 1) << 63];
         stream
@@ -156,7 +156,7 @@ fn draws_afresh(path: Path) {
         graph.launch().expect("a launch");
 
         let own = step.read().expect("an output");
-        let batch = hardmix::Batch::new(&queries, &keys, DIM).expect("a batch");
+        let batch = hardmix::Batch::new(&queries, &keys, dim).expect("a batch");
         let before = cuda::Queue::from_host(&device, &host).expect("a copy");
         let fresh = cuda::Step::new(&device, config.clone())
             .and_then(|step| {
@@ -179,14 +179,16 @@ fn draws_afresh(path: Path) {
 #[test]
 fn a_captured_training_step_draws_afresh() {
     if alone("a_captured_training_step_draws_afresh") {
-        draws_afresh(Path::Unfused);
+        draws_afresh(Path::Unfused, DIM);
     }
 }
 
 #[test]
 fn so_does_one_on_the_fused_path() {
     if alone("so_does_one_on_the_fused_path") {
-        draws_afresh(Path::Fused);
+        draws_afresh(Path::Fused, DIM);
+        // In slices.
+        draws_afresh(Path::Fused, 260);
     }
 }
 

@@ -6,8 +6,8 @@ use super::contrast::{self, FusedTuning};
 use super::device::{Device, Memory};
 use super::logits::{self, Precision, Product};
 use super::params::{
-    INFO_NCE_SPLIT, KEY_PARTS, LONGEST_SPLIT, PRODUCT_GROUP, PRODUCT_ROWS, REPAIR_BLOCKS,
-    RowFigures, SCORE_LENGTH, SCORE_QUERIES,
+    CONTRAST_DEPTH, INFO_NCE_SPLIT, KEY_PARTS, LONGEST_SPLIT, PRODUCT_GROUP, PRODUCT_ROWS,
+    REPAIR_BLOCKS, RowFigures, SCORE_LENGTH, SCORE_QUERIES,
 };
 use super::sample::Ranking;
 use super::weigh::Splits;
@@ -76,6 +76,8 @@ impl Shape {
     /// dimensions: by K and d alone.
     pub fn slice(&self) -> Option<usize> {
         let length = self.tuning.slice.unwrap_or(SCORE_LENGTH as usize);
+        // Of whole tiles.
+        let length = length.max(1).next_multiple_of(CONTRAST_DEPTH as usize);
         (self.fused && self.dim > contrast::MOST_DIM).then_some(length.min(self.capacity))
     }
 
