@@ -39,12 +39,6 @@ impl DType {
     }
 }
 
-/// How many rows ahead [`Queue::gather`] asks for a row in the second cache, and then in the first:
-/// the second has more requests under way at a time. In a step of 256 queries that name some 900 of
-/// 65536 rows of 512 bytes, gathering took both cores 24.8 ms of processor time without, 13.4 with
-/// the nearer request alone, 11.2 with 12 and 3, 11.6 with 16 and 4 and 10.8 with 24 and 8.
-const GATHER_AHEAD: [usize; 2] = [24, 8];
-
 /// K×d elements, row-major, in one of the storage types.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Rows {
@@ -396,43 +390,12 @@ impl Queue {
         self.read_rows(index..index + 1, out);
     }
 
-    /// Reads the given rows as f32, [n, dim].
-    pub(crate) fn gather(&self, indices: &[u32], out: &mut [f32]) {
-        for (at, row) in out.chunks_exact_mut(self.dim).enumerate() {
-            if let Some(&far) = indices.get(at + GATHER_AHEAD[0]) {
-                self.prefetch::<2>(far as usize);
-            }
-            if let Some(&near) = indices.get(at + GATHER_AHEAD[1]) {
-                self.prefetch::<1>(near as usize);
-            }
-            self.read_row(indices[at] as usize, row);
-        }
-    }
-
-    /// Asks for a row to be brought into a cache, the first or the second: for every line that it
-    /// touches, which are one more than fit into it where it does not start with one.
-    fn prefetch<const LEVEL: usize>(&self, index: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            const LINE: usize = 64;
-            use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-            for_rows!(&self.rows, data => {
-                let row = &data[index * self.dim..(index + 1) * self.dim];
-                let start = row.as_ptr().addr();
-                for line in (start & !(LINE - 1)..start + size_of_val(row)).step_by(LINE) {
-                    let line = row.as_ptr().with_addr(line).cast();
-                    // SAFETY: a prefetch reads nothing and faults nowhere, whatever the address.
-                    unsafe {
-                        match LEVEL {
-                            1 => _mm_prefetch::<_MM_HINT_T0>(line),
-                            _ => _mm_prefetch::<_MM_HINT_T1>(line),
-                        }
-                    }
-                }
-            });
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = index;
+    /// Where the bytes of a row lie.
+    pub(crate) fn addresses(&self, index: usize) -> Range<usize> {
+        for_rows!(&self.rows, data => {
+            let row = data[index * self.dim..(index + 1) * self.dim].as_ptr_range();
+            row.start.addr()..row.end.addr()
+        })
     }
 
     /// The rows themselves, where they are stored as f32.

@@ -9,6 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::aligned::Aligned;
+use super::vector::Passed;
 use super::{LANES, product, vector};
 use crate::batch::Batch;
 use crate::queue::{NO_LABEL, Queue};
@@ -16,7 +17,7 @@ use crate::report::UNIFORMITY_FACTOR;
 
 /// Elements of a queue tile: 256 KB in f32, which with its logits fits a core's L2 of 512 KB to
 /// 1 MB. See docs/performance.md for the measurement.
-const TILE_ELEMENTS: usize = 65_536;
+const TILE_ELEMENTS: usize = 16_384;
 
 /// Queue rows a split, unless there would be more than [`MOST_SPLITS`].
 const SPLIT_ROWS: usize = 8192;
@@ -30,13 +31,6 @@ const SLACK_TEMPERATURES: f32 = 16.0;
 
 /// And by at most this much in itself, for the uniformity's exponentials, e^{4 l}.
 const SLACK: f32 = 4.0;
-
-/// A logit that passed the threshold, and its queue row.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Candidate {
-    pub logit: f32,
-    pub index: u32,
-}
 
 /// Queries `rows` of a batch, a lane each.
 #[derive(Debug, Clone)]
@@ -64,12 +58,8 @@ impl Block {
                 let rows = start..(start + LANES).min(rows);
                 let width = rows.len().next_multiple_of(super::VECTOR);
                 let mut transposed = Aligned::default();
-                product::transpose(
-                    &queries[rows.start * dim..rows.end * dim],
-                    dim,
-                    width,
-                    &mut transposed,
-                );
+                let own = &queries[rows.start * dim..rows.end * dim];
+                transpose(own, dim, width, &mut transposed);
                 let mut own = [NO_LABEL; LANES];
                 for (lane, row) in rows.clone().enumerate() {
                     if let Some(labels) = labels {
@@ -92,15 +82,28 @@ impl Block {
             .collect()
     }
 
-    /// l⁺ of each lane, bit-equal to the logit of a queue row with the key's bits.
+    /// l⁺ of each lane, from the product that gives the queue's logits: bit-equal to the logit of a
+    /// queue row with the key's bits. Of all lanes' logits with all keys it takes the diagonal.
     pub fn positives(&self, batch: &Batch<'_>) -> [f32; LANES] {
         let dim = batch.dim();
-        let mut keys = Aligned::default();
-        let own = &batch.keys()[self.rows.start * dim..self.rows.end * dim];
-        product::transpose(own, dim, self.width, &mut keys);
-        let mut dots = [0.0; LANES];
-        vector::lane_dots(&self.queries, &keys, self.width, &mut dots[..self.width]);
-        dots
+        let keys = &batch.keys()[self.rows.start * dim..self.rows.end * dim];
+        let mut logits = vec![0.0; self.rows.len() * self.width];
+        product::logits(&self.queries, keys, dim, self.width, &mut logits);
+        let mut positives = [0.0; LANES];
+        for (lane, row) in logits.chunks_exact(self.width).enumerate() {
+            positives[lane] = row[lane];
+        }
+        positives
+    }
+}
+
+/// Transposes `rows`, [count][dim], into `block`, [dim][width], with zeros in the lanes left over.
+fn transpose(rows: &[f32], dim: usize, width: usize, block: &mut Aligned) {
+    let block = block.zeros(dim * width);
+    for (lane, row) in rows.chunks_exact(dim).enumerate() {
+        for (k, x) in row.iter().enumerate() {
+            block[k * width + lane] = *x;
+        }
     }
 }
 
@@ -150,12 +153,11 @@ pub(super) struct Partial {
     pub max: [f32; LANES],
     /// How many rows were masked.
     pub masked: [u32; LANES],
-    /// The candidates of each lane, by ascending queue row.
-    pub candidates: Vec<Vec<Candidate>>,
+    /// The candidates of each lane.
+    pub candidates: Vec<Passed>,
     logits: Aligned,
     tile: Aligned,
     passing: Vec<u32>,
-    positions: Vec<u32>,
 }
 
 impl Default for Partial {
@@ -167,11 +169,10 @@ impl Default for Partial {
             shift: [f32::NEG_INFINITY; LANES],
             max: [f32::NEG_INFINITY; LANES],
             masked: [0; LANES],
-            candidates: (0..LANES).map(|_| Vec::new()).collect(),
+            candidates: (0..LANES).map(|_| Passed::default()).collect(),
             logits: Aligned::default(),
             tile: Aligned::default(),
             passing: Vec::new(),
-            positions: Vec::new(),
         }
     }
 }
@@ -180,6 +181,9 @@ impl Default for Partial {
 pub(super) fn exponent_scale(temperature: f32) -> f32 {
     (std::f64::consts::LOG2_E / f64::from(temperature)) as f32
 }
+
+/// Turns a difference of logits into the exponent of 2 of the uniformity's terms, e^{4 l}.
+const UNIFORMITY_SCALE: f32 = (std::f64::consts::LOG2_E * UNIFORMITY_FACTOR) as f32;
 
 /// A factor e^{(from − to)·factor}, 0 where `from` is −∞ (nothing was summed yet).
 fn change_of_shift(from: f32, to: f32, scale: f32) -> f64 {
@@ -203,7 +207,7 @@ impl Partial {
         self.shift.fill(f32::NEG_INFINITY);
         self.max.fill(f32::NEG_INFINITY);
         self.masked.fill(0);
-        self.candidates.iter_mut().for_each(Vec::clear);
+        self.candidates.iter_mut().for_each(Passed::clear);
 
         let step = tile_rows(dim);
         let mut maxima = [f32::NEG_INFINITY; LANES];
@@ -228,8 +232,7 @@ impl Partial {
                 let passing = &mut self.passing[..count.div_ceil(vector::CHUNK) * width];
                 let thresholds = &block.thresholds[..width];
                 vector::filter(logits, width, thresholds, &mut maxima[..width], passing);
-                let (positions, candidates) = (&mut self.positions, &mut self.candidates);
-                emit(logits, passing, block, start, positions, candidates);
+                emit(logits, passing, block, start as u32, &mut self.candidates);
             } else {
                 vector::maxima(logits, width, &mut maxima[..width]);
             }
@@ -255,7 +258,7 @@ impl Partial {
                         logits,
                         width,
                         &shift,
-                        exponent_scale(1.0 / UNIFORMITY_FACTOR as f32),
+                        UNIFORMITY_SCALE,
                         &mut self.uniformity,
                     );
                 }
@@ -318,27 +321,19 @@ fn mask(
     }
 }
 
-/// Collects the passing logits of the real rows, in ascending queue order. A masked logit, −∞,
-/// passes only a threshold of −∞ and is left out.
-fn emit(
-    logits: &[f32],
-    passing: &[u32],
-    block: &Block,
-    first: usize,
-    positions: &mut Vec<u32>,
-    candidates: &mut [Vec<Candidate>],
-) {
-    let width = block.width;
-    for (lane, found) in candidates[..block.rows.len()].iter_mut().enumerate() {
-        let count = vector::positions(passing, width, lane, positions);
-        let passed = positions[..count].iter().map(|&row| Candidate {
-            logit: logits[row as usize * width + lane],
-            index: first as u32 + row,
-        });
-        if block.thresholds[lane] == f32::NEG_INFINITY {
-            found.extend(passed.filter(|candidate| candidate.logit > f32::NEG_INFINITY));
-        } else {
-            found.extend(passed);
+/// Collects the passing logits of the real rows. A masked logit, −∞, passes only a threshold of −∞ and
+/// is left out.
+fn emit(logits: &[f32], passing: &[u32], block: &Block, first: u32, candidates: &mut [Passed]) {
+    let candidates = &mut candidates[..block.rows.len()];
+    let unfiltered = |lane: usize| block.thresholds[lane] == f32::NEG_INFINITY;
+    let mut before = [0; LANES];
+    for (lane, passed) in candidates.iter().enumerate() {
+        before[lane] = passed.len();
+    }
+    vector::append(logits, passing, block.width, first, candidates);
+    for (lane, passed) in candidates.iter_mut().enumerate() {
+        if unfiltered(lane) {
+            passed.drop_masked(before[lane]);
         }
     }
 }
@@ -360,11 +355,7 @@ fn follow(
         if max[lane] > shift[lane] + slack {
             let factor = change_of_shift(shift[lane], max[lane], exponent_scale(temperature));
             total[lane] *= factor;
-            uniformity[lane] *= change_of_shift(
-                shift[lane],
-                max[lane],
-                exponent_scale(1.0 / UNIFORMITY_FACTOR as f32),
-            );
+            uniformity[lane] *= change_of_shift(shift[lane], max[lane], UNIFORMITY_SCALE);
             factors[lane] = factor as f32;
             shift[lane] = max[lane];
             moved = true;
@@ -398,11 +389,7 @@ impl Totals {
         if shift > self.shift {
             let factor = change_of_shift(self.shift, shift, exponent_scale(temperature));
             self.total *= factor;
-            self.uniformity *= change_of_shift(
-                self.shift,
-                shift,
-                exponent_scale(1.0 / UNIFORMITY_FACTOR as f32),
-            );
+            self.uniformity *= change_of_shift(self.shift, shift, UNIFORMITY_SCALE);
             direction.iter_mut().for_each(|x| *x *= factor as f32);
             self.shift = shift;
         }
@@ -437,17 +424,14 @@ pub(super) fn merge(
     };
     direction.fill(0.0);
     for partial in partials {
-        let factor = change_of_shift(partial.shift[lane], shift, exponent_scale(temperature));
+        let from = partial.shift[lane];
+        totals.uniformity +=
+            partial.uniformity[lane] * change_of_shift(from, shift, UNIFORMITY_SCALE);
+        let factor = change_of_shift(from, shift, exponent_scale(temperature));
         if factor == 0.0 {
             continue;
         }
         totals.total += partial.total[lane] * factor;
-        totals.uniformity += partial.uniformity[lane]
-            * change_of_shift(
-                partial.shift[lane],
-                shift,
-                exponent_scale(1.0 / UNIFORMITY_FACTOR as f32),
-            );
         for (sum, row) in direction.iter_mut().zip(partial.sums.chunks_exact(width)) {
             *sum = (factor as f32).mul_add(row[lane], *sum);
         }

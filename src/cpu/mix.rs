@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::aligned::Aligned;
 use super::contrast::{Totals, exponent_scale};
+use super::prefetch::gather;
 use super::rank::{Ranked, norm};
 use super::vector;
 use crate::batch::Batch;
@@ -76,9 +77,10 @@ pub fn mix(
         .zip(rows_mut(&mut synthetic.query_mixed, rows))
         .zip(DrawsMut::rows(&mut used, rows))
         .collect();
-    own.into_par_iter()
+    let done: Vec<Result<()>> = own
+        .into_par_iter()
         .enumerate()
-        .try_for_each(|(row, ((mixed, query_mixed), mut used))| {
+        .map(|(row, ((mixed, query_mixed), mut used))| {
             let count = ranked.counts[row] as usize;
             resolve(draws, batch, row, count, &mut used)?;
             if count == 0 {
@@ -97,7 +99,10 @@ pub fn mix(
                 mix_rows(used.beta[index], query, &features[0], h);
             }
             Ok(())
-        })?;
+        })
+        .collect();
+    // The first failing row, whatever the threads did.
+    done.into_iter().collect::<Result<()>>()?;
     Ok(synthetic)
 }
 
@@ -369,7 +374,7 @@ impl Mixer {
             .extend(self.named.iter().map(|&row| squares[row as usize]));
         let gathered = self.named.len() * query.len();
         let rows = self.rows.resize(gathered + query.len());
-        queue.gather(&self.named, &mut rows[..gathered]);
+        gather(queue, &self.named, &mut rows[..gathered]);
         rows[gathered..].copy_from_slice(query);
         let query_square = norm(query).powi(2) as f32;
         self.squares.push(query_square);

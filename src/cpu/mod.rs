@@ -20,6 +20,7 @@ mod aligned;
 mod contrast;
 mod info_nce;
 mod mix;
+mod prefetch;
 mod product;
 mod rank;
 mod sample;

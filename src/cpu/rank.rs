@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::contrast::{Block, Candidate, Partial, Pass, run_blocks};
+use super::contrast::{Block, Partial, Pass, run_blocks};
 use super::{LANES, sample, vector};
 use crate::error::{Error, Result, elements, expect_length, filled, first_non_finite, whole_rows};
 use crate::queue::{NO_ROW, Queue};
@@ -161,21 +161,14 @@ pub fn rank_logits(logits: &[f32], capacity: usize, hardest: usize) -> Result<Ra
         logits: filled("hardest", rows, hardest, f32::NEG_INFINITY)?,
         counts: vec![hardest as u32; rows],
     };
+    let all: Vec<u32> = (0..capacity as u32).collect();
     ranked
         .indices
         .par_chunks_exact_mut(hardest)
         .zip(ranked.logits.par_chunks_exact_mut(hardest))
         .zip(logits.par_chunks_exact(capacity))
         .for_each(|((indices, selected), row)| {
-            let all: Vec<Candidate> = row
-                .iter()
-                .enumerate()
-                .map(|(index, &logit)| Candidate {
-                    logit,
-                    index: index as u32,
-                })
-                .collect();
-            select(&[&all], indices, selected);
+            select(&[(&all, row)], indices, selected);
         });
     Ok(ranked)
 }
@@ -216,37 +209,47 @@ pub(super) fn largest_norm(queue: &Queue) -> f64 {
     f64::from(queue.squared_norms().iter().fold(0.0f32, |a, &b| a.max(b))).sqrt()
 }
 
-/// A key that orders as the logit does, with −0 equal to +0.
-fn ordered_key(logit: f32) -> u32 {
-    let bits = (logit + 0.0).to_bits();
-    if bits >> 31 == 1 {
-        !bits
-    } else {
-        bits | 1 << 31
+/// The n-th largest key, n from 1 to their number: the largest bound that n keys reach, bit by bit. That
+/// takes 32 passes that a processor does not mispredict, where a quickselect's partitions take three
+/// that it does: 1 µs against 8 for 2400 keys.
+pub(super) fn nth_largest(keys: &[u32], n: usize) -> u32 {
+    debug_assert!((1..=keys.len()).contains(&n));
+    let mut bound = 0;
+    for bit in (0..u32::BITS).rev() {
+        let higher = bound | 1 << bit;
+        if vector::count_above(keys, higher - 1) >= n {
+            bound = higher;
+        }
     }
+    bound
 }
+
+/// Queue rows, ascending, and their logits.
+pub(super) type Listed<'a> = (&'a [u32], &'a [f32]);
 
 /// Writes the hardest of the candidates, which come by ascending queue row in `parts`, and returns
 /// how many there are: the slices' length, or all candidates where they are fewer.
-pub(super) fn select(parts: &[&[Candidate]], indices: &mut [u32], logits: &mut [f32]) -> usize {
-    let mut keys = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
-    for part in parts {
-        keys.extend(part.iter().map(|candidate| ordered_key(candidate.logit)));
+pub(super) fn select(parts: &[Listed<'_>], indices: &mut [u32], logits: &mut [f32]) -> usize {
+    let mut keys = vec![0; parts.iter().map(|(_, logits)| logits.len()).sum()];
+    let mut rest = &mut *keys;
+    for (_, logits) in parts {
+        let own;
+        (own, rest) = rest.split_at_mut(logits.len());
+        vector::ordered_keys(logits, own);
     }
     let count = indices.len().min(keys.len());
     if count == 0 {
         return 0;
     }
-    let mut sorted = keys.clone();
-    let rank = keys.len() - count;
-    let (_, &mut boundary, above) = sorted.select_nth_unstable(rank);
+    let boundary = nth_largest(&keys, count);
     // Those at the boundary's own value are taken by lower index, as many as are still free.
-    let mut ties = count - above.iter().filter(|&&key| key > boundary).count();
+    let mut ties = count - vector::count_above(&keys, boundary);
     let (mut keys, mut at) = (&*keys, 0);
-    for part in parts {
-        for candidates in part.chunks(u64::BITS as usize) {
+    for (rows, values) in parts {
+        const WORD: usize = u64::BITS as usize;
+        for (rows, values) in rows.chunks(WORD).zip(values.chunks(WORD)) {
             let own;
-            (own, keys) = keys.split_at(candidates.len());
+            (own, keys) = keys.split_at(rows.len());
             let (mut taken, mut equal) = vector::compare(own, boundary);
             while equal != 0 && ties > 0 {
                 taken |= equal & equal.wrapping_neg();
@@ -256,8 +259,8 @@ pub(super) fn select(parts: &[&[Candidate]], indices: &mut [u32], logits: &mut [
             // Which stay is as good as random: their number is mispredicted once a word, not each.
             let end = at + taken.count_ones() as usize;
             for (index, logit) in indices[at..end].iter_mut().zip(&mut logits[at..end]) {
-                let candidate = candidates[taken.trailing_zeros() as usize];
-                (*index, *logit) = (candidate.index, candidate.logit);
+                let place = taken.trailing_zeros() as usize;
+                (*index, *logit) = (rows[place], values[place]);
                 taken &= taken - 1;
             }
             at = end;
@@ -271,7 +274,7 @@ pub(super) fn select(parts: &[&[Candidate]], indices: &mut [u32], logits: &mut [
 pub(super) struct Candidates<'a> {
     partials: &'a [Partial],
     /// Of the lanes that were passed over again.
-    repaired: BTreeMap<usize, Vec<Candidate>>,
+    repaired: BTreeMap<usize, (Vec<u32>, Vec<f32>)>,
 }
 
 impl<'a> Candidates<'a> {
@@ -291,7 +294,7 @@ impl<'a> Candidates<'a> {
             let masked: usize = partials.iter().map(|p| p.masked[lane] as usize).sum();
             if found < hardest.min(queue.capacity() - masked) {
                 *threshold = f32::NEG_INFINITY;
-                repaired.insert(lane, Vec::new());
+                repaired.insert(lane, (Vec::new(), Vec::new()));
             }
         }
         if !repaired.is_empty() {
@@ -306,8 +309,11 @@ impl<'a> Candidates<'a> {
                 ..block.clone()
             };
             run_blocks(&[again], queue, pass, &mut Vec::new(), |_, partials| {
-                for (&lane, all) in &mut repaired {
-                    all.extend(partials.iter().flat_map(|p| &p.candidates[lane]));
+                for (&lane, (indices, logits)) in &mut repaired {
+                    for part in partials.iter().map(|p| &p.candidates[lane]) {
+                        indices.extend_from_slice(part.indices());
+                        logits.extend_from_slice(part.logits());
+                    }
                 }
             });
         }
@@ -315,10 +321,14 @@ impl<'a> Candidates<'a> {
     }
 
     /// The candidates of a lane, in parts, by ascending queue row.
-    pub fn of(&self, lane: usize) -> Vec<&[Candidate]> {
+    pub fn of(&self, lane: usize) -> Vec<Listed<'_>> {
         match self.repaired.get(&lane) {
-            Some(all) => vec![all],
-            None => self.partials.iter().map(|p| &*p.candidates[lane]).collect(),
+            Some((indices, logits)) => vec![(indices, logits)],
+            None => self
+                .partials
+                .iter()
+                .map(|p| (p.candidates[lane].indices(), p.candidates[lane].logits()))
+                .collect(),
         }
     }
 }
@@ -329,22 +339,22 @@ mod tests {
     use crate::queue::DType;
 
     #[test]
-    fn the_key_orders_as_the_logit() {
-        let values = [
-            f32::NEG_INFINITY,
-            -2.0,
-            -1e-40,
-            -0.0,
-            1e-40,
-            2.0,
-            f32::INFINITY,
-        ];
-        assert!(
-            values
-                .windows(2)
-                .all(|pair| ordered_key(pair[0]) < ordered_key(pair[1]))
-        );
-        assert_eq!(ordered_key(-0.0), ordered_key(0.0));
+    fn the_nth_largest_is_that_of_sorting() {
+        let mut random = fastrand::Rng::with_seed(4);
+        for len in [1, 2, 15, 16, 17, 100, 5000] {
+            // From many ties to none, and both ends.
+            for range in [1, 3, 1000, u32::MAX] {
+                let mut keys: Vec<u32> = (0..len).map(|_| random.u32(0..=range)).collect();
+                keys[len / 2] = [0, u32::MAX][len % 2];
+                let mut sorted = keys.clone();
+                sorted.sort_unstable_by(|a, b| b.cmp(a));
+                for n in [1, 2, len / 2, len - 1, len] {
+                    if (1..=len).contains(&n) {
+                        assert_eq!(nth_largest(&keys, n), sorted[n - 1], "{n} of {len}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

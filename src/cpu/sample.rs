@@ -7,16 +7,14 @@
 use rayon::prelude::*;
 
 use super::contrast::Block;
-use super::{LANES, product};
+use super::prefetch::gather;
+use super::{LANES, product, vector};
 use crate::draws::philox4x32_10;
 use crate::queue::{NO_LABEL, Queue};
 
 /// Queue rows in the sample. More sharpen the threshold, and cost a product of their own: see
 /// docs/performance.md for the measurement.
 const SAMPLE_ROWS: usize = 1024;
-
-/// Rows of the sample that are multiplied at once.
-const PART: usize = 512;
 
 /// The rank within the sample whose logit is the threshold: the expected number of the N among the
 /// sample, four and a half standard deviations, and 4 for the skew of small numbers: too few pass
@@ -47,57 +45,44 @@ pub(super) fn set_thresholds(blocks: &mut [Block], queue: &Queue, hardest: usize
         .map(|stride| sampled_row(stride, capacity, SAMPLE_ROWS) as u32)
         .collect();
     let mut sample = vec![0.0; SAMPLE_ROWS * dim];
-    queue.gather(&indices, &mut sample);
-    let labels: Vec<u32> = match queue.labels().filter(|_| oracle) {
-        Some(own) => indices.iter().map(|&row| own[row as usize]).collect(),
-        None => vec![NO_LABEL; SAMPLE_ROWS],
-    };
-    blocks.par_iter_mut().for_each_init(
-        || {
-            (
-                vec![0.0f32; PART * LANES],
-                vec![0.0f32; LANES * SAMPLE_ROWS],
-            )
-        },
-        |(logits, lanes), block| threshold(block, &sample, &labels, dim, rank, logits, lanes),
-    );
+    gather(queue, &indices, &mut sample);
+    let labels: Option<Vec<u32>> = queue
+        .labels()
+        .filter(|_| oracle)
+        .map(|own| indices.iter().map(|&row| own[row as usize]).collect());
+    blocks
+        .par_iter_mut()
+        .for_each_init(Vec::new, |logits, block| {
+            threshold(block, &sample, labels.as_deref(), dim, rank, logits);
+        });
 }
 
+/// The thresholds of a block: of each lane the logit of that rank.
 fn threshold(
     block: &mut Block,
     sample: &[f32],
-    labels: &[u32],
+    labels: Option<&[u32]>,
     dim: usize,
     rank: usize,
-    logits: &mut [f32],
-    lanes: &mut [f32],
+    logits: &mut Vec<f32>,
 ) {
     let width = block.width;
-    for (part, tile) in sample.chunks(PART * dim).enumerate() {
-        let count = tile.len() / dim;
-        let logits = &mut logits[..count * width];
-        product::logits(&block.queries, tile, dim, width, logits);
-        for (lane, values) in lanes.chunks_exact_mut(SAMPLE_ROWS).take(width).enumerate() {
-            let own = block.labels[lane];
-            for row in 0..count {
-                let at = part * PART + row;
-                let masked = own != NO_LABEL && own == labels[at];
-                values[at] = if masked {
-                    f32::NEG_INFINITY
-                } else {
-                    logits[row * width + lane]
-                };
-            }
+    logits.resize(SAMPLE_ROWS * width, 0.0);
+    product::logits(&block.queries, sample, dim, width, logits);
+    for (row, &label) in logits
+        .chunks_exact_mut(width)
+        .zip(labels.unwrap_or_default())
+    {
+        if label != NO_LABEL {
+            let masked = &mut [0; LANES][..width];
+            vector::mask(row, label, &block.labels[..width], masked);
         }
     }
-    for (lane, values) in lanes
-        .chunks_exact_mut(SAMPLE_ROWS)
-        .take(block.rows.len())
-        .enumerate()
-    {
-        let (_, &mut value, _) = values.select_nth_unstable_by(rank - 1, |a, b| b.total_cmp(a));
-        block.thresholds[lane] = value;
-    }
+    let mut keys = vec![0; logits.len()];
+    vector::ordered_keys(logits, &mut keys);
+    let mut bounds = [0; LANES];
+    vector::nth_largest(&keys, width, rank as u32, &mut bounds[..width]);
+    block.thresholds = bounds.map(vector::logit_of_key);
 }
 
 #[cfg(test)]

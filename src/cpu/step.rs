@@ -109,8 +109,9 @@ impl Step {
     /// afterwards (method: Order within a training step).
     ///
     /// A row of queries or keys that is not finite, or whose logits could overflow f32
-    /// (‖q‖·max(‖n‖, ‖k‖, 1)·max(1, 1/τ) above 1e37), has NaN for its loss and gradient, is a miss
-    /// and sets the output's status; the other rows are what they would be without it.
+    /// (‖q‖·max(‖n‖, ‖k‖, 1)·max(1, 1/τ) above 1e37; a queue row whose squared norm is beyond f32 counts
+    /// as infinitely long), has NaN for its loss and gradient, is a miss and sets the output's status;
+    /// the other rows are what they would be without it.
     ///
     /// # Errors
     /// [`Error::Dimension`] for a queue of another dimension, [`Error::HardestBeyondQueue`] for
@@ -435,7 +436,10 @@ impl Row<'_> {
             *grad = (-outer * f64::from(*x)) as f32;
         }
         let mut gradients = out.grad_query.iter().chain(&*out.grad_key);
-        if overflow || !loss.loss.is_finite() || !gradients.all(|x| x.is_finite()) {
+        // As they are given back: f64 holds what f32 does not.
+        let losses = [loss.loss as f32, loss.log_sum_exp as f32];
+        let finite = gradients.all(|x| x.is_finite()) && losses.iter().all(|x| x.is_finite());
+        if overflow || !finite {
             return out.poison(self.batch, negatives);
         }
         self.measure(out, loss);

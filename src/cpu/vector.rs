@@ -96,46 +96,96 @@ pub(super) fn filter(
     }
 }
 
-/// The places of the bits that are set in the words of a lane, `passing[chunk][lane]`, ascending: those
-/// of [`filter`]'s rows.
+/// Logits that passed a lane's threshold and their queue rows, ascending.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    /// What lies behind `len` is left over.
+    indices: Vec<u32>,
+    logits: Vec<f32>,
+    len: usize,
+}
+
+impl Passed {
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn indices(&self) -> &[u32] {
+        &self.indices[..self.len]
+    }
+
+    pub fn logits(&self) -> &[f32] {
+        &self.logits[..self.len]
+    }
+
+    /// Leaves out the masked ones, −∞, from `start` on.
+    pub fn drop_masked(&mut self, start: usize) {
+        let mut end = start;
+        for at in start..self.len {
+            if self.logits[at] > f32::NEG_INFINITY {
+                (self.indices[end], self.logits[end]) = (self.indices[at], self.logits[at]);
+                end += 1;
+            }
+        }
+        self.len = end;
+    }
+
+    /// Makes room for so many more.
+    fn reserve(&mut self, more: usize) {
+        let most = self.len + more;
+        if self.indices.len() < most {
+            self.indices.resize(most.max(2 * self.len), 0);
+            self.logits.resize(self.indices.len(), 0.0);
+        }
+    }
+}
+
+/// Appends the logits whose bits are set in `passing` to their lanes', by ascending row; both are as
+/// [`filter`] has them. `first` is the queue row of the first.
 #[multiversion(targets = "simd")]
-pub(super) fn positions(
+pub(super) fn append(
+    logits: &[f32],
     passing: &[u32],
     width: usize,
-    lane: usize,
-    positions: &mut Vec<u32>,
-) -> usize {
+    first: u32,
+    passed: &mut [Passed],
+) {
     // How many bits a word has is unpredictable. So many are written whether they are there or not,
     // and what is too much is overwritten by the next word; few words have more.
     const ALWAYS: usize = 4;
     let words = passing.len() / width;
-    let most = words * CHUNK + ALWAYS;
-    if positions.len() < most {
-        positions.resize(most, 0);
-    }
-    let mut count = 0;
-    for pair in 0..words.div_ceil(2) {
-        let low = passing[2 * pair * width + lane];
-        let high = passing
-            .get((2 * pair + 1) * width + lane)
-            .map_or(0, |&word| word);
-        let mut word = u64::from(low) | u64::from(high) << CHUNK;
-        let base = (2 * pair * CHUNK) as u32;
-        let bits = word.count_ones() as usize;
-        let places = &mut positions[count..];
-        for place in &mut places[..ALWAYS] {
-            *place = base + word.trailing_zeros();
-            word &= word.wrapping_sub(1);
-        }
-        if bits > ALWAYS {
-            for place in &mut places[ALWAYS..bits] {
-                *place = base + word.trailing_zeros();
-                word &= word.wrapping_sub(1);
+    let last = (logits.len() / width).saturating_sub(1);
+    for (lane, passed) in passed.iter_mut().enumerate() {
+        passed.reserve(words * CHUNK + ALWAYS);
+        for pair in 0..words.div_ceil(2) {
+            let low = passing[2 * pair * width + lane];
+            let high = passing
+                .get((2 * pair + 1) * width + lane)
+                .map_or(0, |&word| word);
+            let mut word = u64::from(low) | u64::from(high) << CHUNK;
+            let bits = word.count_ones() as usize;
+            let mut write = |indices: &mut [u32], values: &mut [f32]| {
+                for (index, value) in indices.iter_mut().zip(values) {
+                    let row = (2 * pair * CHUNK + word.trailing_zeros() as usize).min(last);
+                    (*index, *value) = (first + row as u32, logits[row * width + lane]);
+                    word &= word.wrapping_sub(1);
+                }
+            };
+            let (indices, values) = (
+                &mut passed.indices[passed.len..],
+                &mut passed.logits[passed.len..],
+            );
+            write(&mut indices[..ALWAYS], &mut values[..ALWAYS]);
+            if bits > ALWAYS {
+                write(&mut indices[ALWAYS..bits], &mut values[ALWAYS..bits]);
             }
+            passed.len += bits;
         }
-        count += bits;
     }
-    count
 }
 
 /// A bit for each key above the boundary, and one for each that equals it; of at most 64 keys.
@@ -147,6 +197,73 @@ pub(super) fn compare(keys: &[u32], boundary: u32) -> (u64, u64) {
         equal |= u64::from(key == boundary) << bit;
     }
     (above, equal)
+}
+
+/// A key that orders as the logit does, with −0 equal to +0.
+#[inline(always)]
+pub(super) fn ordered_key(logit: f32) -> u32 {
+    let bits = (logit + 0.0).to_bits();
+    if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    }
+}
+
+/// The logit of a key, +0 for either zero.
+pub(super) fn logit_of_key(key: u32) -> f32 {
+    f32::from_bits(if key >> 31 == 1 {
+        key & !(1 << 31)
+    } else {
+        !key
+    })
+}
+
+/// [`ordered_key`] of each logit.
+#[multiversion(targets = "simd")]
+pub(super) fn ordered_keys(logits: &[f32], keys: &mut [u32]) {
+    for (key, &logit) in keys.iter_mut().zip(logits) {
+        *key = ordered_key(logit);
+    }
+}
+
+/// How many of the keys, fewer than 2³², are above the boundary.
+#[multiversion(targets = "simd")]
+pub(super) fn count_above(keys: &[u32], boundary: u32) -> usize {
+    let mut counts = [0u32; 4 * VECTOR];
+    let (blocks, rest) = keys.as_chunks::<{ 4 * VECTOR }>();
+    for keys in blocks {
+        for i in 0..4 * VECTOR {
+            counts[i] += u32::from(keys[i] > boundary);
+        }
+    }
+    for (count, &key) in counts.iter_mut().zip(rest) {
+        *count += u32::from(key > boundary);
+    }
+    counts.iter().map(|&count| count as usize).sum()
+}
+
+/// The n-th largest key of each lane of `keys`, [rows][width]: the largest bound that n keys reach, bit
+/// by bit. That takes 32 passes in which nothing is mispredicted; a quickselect's few are dearer.
+#[multiversion(targets = "simd")]
+pub(super) fn nth_largest(keys: &[u32], width: usize, n: u32, bounds: &mut [u32]) {
+    for vector in 0..width / VECTOR {
+        let mut bound = [0u32; VECTOR];
+        for bit in (0..u32::BITS).rev() {
+            let higher = bound.map(|bound| bound | 1 << bit);
+            let mut count = [0u32; VECTOR];
+            for row in keys.chunks_exact(width) {
+                let keys = lanes(row, vector);
+                for i in 0..VECTOR {
+                    count[i] += u32::from(keys[i] >= higher[i]);
+                }
+            }
+            for i in 0..VECTOR {
+                bound[i] = if count[i] >= n { higher[i] } else { bound[i] };
+            }
+        }
+        *lanes_mut(bounds, vector) = bound;
+    }
 }
 
 /// Masks the lanes of the given label: their logits of this queue row become −∞.
@@ -229,19 +346,6 @@ pub(super) fn rescale(sums: &mut [f32], width: usize, factors: &[f32]) {
     for row in sums.chunks_exact_mut(width) {
         for (sum, factor) in row.iter_mut().zip(factors) {
             *sum *= factor;
-        }
-    }
-}
-
-/// q·k of each lane from transposed queries and keys, [dim][width], by one chain of fused
-/// multiply-adds: the matrix product's own order, so that a key that is also a queue row ties with
-/// itself.
-#[multiversion(targets = "simd")]
-pub(super) fn lane_dots(queries: &[f32], keys: &[f32], width: usize, dots: &mut [f32]) {
-    dots.fill(0.0);
-    for (q, k) in queries.chunks_exact(width).zip(keys.chunks_exact(width)) {
-        for ((dot, q), k) in dots.iter_mut().zip(q).zip(k) {
-            *dot = q.mul_add(*k, *dot);
         }
     }
 }
@@ -455,11 +559,12 @@ mod tests {
     }
 
     #[test]
-    fn positions_are_the_bits_of_a_lane() {
+    fn append_takes_the_bits_of_a_lane() {
         let width = 16;
-        for words in [1, 2, 3, 8] {
+        for rows in [1, 32, 33, 64, 96, 250, 256] {
+            let words = usize::div_ceil(rows, CHUNK);
             // From words with no bit to words with all of them.
-            let passing: Vec<u32> = (0..words * width)
+            let mut passing: Vec<u32> = (0..words * width)
                 .map(|at| match at % 5 {
                     0 => 0,
                     1 => u32::MAX,
@@ -467,17 +572,65 @@ mod tests {
                     _ => (at as u32).wrapping_mul(0x9e37_79b9) & 0x1010_1111,
                 })
                 .collect();
-            let mut found = Vec::new();
-            for lane in 0..width {
-                let plain: Vec<u32> = (0..(words * CHUNK) as u32)
-                    .filter(|bit| {
-                        let word = passing[*bit as usize / CHUNK * width + lane];
-                        word >> (bit % CHUNK as u32) & 1 == 1
-                    })
+            for (at, word) in passing.iter_mut().enumerate() {
+                let inside = (rows - at / width * CHUNK).min(CHUNK);
+                *word &= u32::MAX >> (CHUNK - inside);
+            }
+            let logits: Vec<f32> = (0..rows * width).map(|at| at as f32).collect();
+            let mut passed: Vec<Passed> = (0..width).map(|_| Passed::default()).collect();
+            for first in [0, 1000] {
+                append(&logits, &passing, width, first, &mut passed);
+            }
+            for (lane, passed) in passed.iter().enumerate() {
+                let set =
+                    |row: &usize| passing[row / CHUNK * width + lane] >> (row % CHUNK) & 1 == 1;
+                let own: Vec<usize> = (0..rows).filter(set).collect();
+                let indices: Vec<u32> = [0, 1000]
+                    .iter()
+                    .flat_map(|first| own.iter().map(move |&row| first + row as u32))
                     .collect();
-                let count = positions(&passing, width, lane, &mut found);
-                assert_eq!(found[..count], plain, "{words} words, lane {lane}");
+                let values: Vec<f32> = (0..2)
+                    .flat_map(|_| own.iter().map(|row| (row * width + lane) as f32))
+                    .collect();
+                assert_eq!(passed.indices(), indices, "{rows} rows, lane {lane}");
+                assert_eq!(passed.logits(), values, "{rows} rows, lane {lane}");
             }
         }
+    }
+
+    #[test]
+    fn masked_logits_are_left_out() {
+        let mut passed = Passed {
+            indices: vec![1, 2, 3, 4, 5],
+            logits: vec![f32::NEG_INFINITY, 0.5, f32::NEG_INFINITY, 0.25, 9.0],
+            len: 4,
+        };
+        passed.drop_masked(1);
+        assert_eq!(passed.indices(), [1, 2, 4]);
+        assert_eq!(passed.logits(), [f32::NEG_INFINITY, 0.5, 0.25]);
+    }
+
+    #[test]
+    fn the_key_orders_as_the_logit() {
+        let values = [
+            f32::NEG_INFINITY,
+            -2.0,
+            -1e-40,
+            -0.0,
+            1e-40,
+            2.0,
+            f32::INFINITY,
+        ];
+        assert!(
+            values
+                .windows(2)
+                .all(|pair| ordered_key(pair[0]) < ordered_key(pair[1]))
+        );
+        assert_eq!(ordered_key(-0.0), ordered_key(0.0));
+        assert!(
+            values
+                .iter()
+                .all(|&logit| logit_of_key(ordered_key(logit)) == logit)
+        );
     }
 }
