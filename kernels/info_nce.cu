@@ -404,7 +404,8 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 3)
   const double inner = total == 0.0 ? 0.0 : outer / total;
   const double query_weight = mixes && p.query_weights ? p.query_weights[row] : 0.0;
   const uint64_t stride = uint64_t(p.rows) * p.dim;
-  uint32_t wrong = !isfinite(loss.loss);
+  // As they are given back: double holds what float does not.
+  uint32_t wrong = !isfinite(float(loss.loss)) || !isfinite(float(loss.log_sum_exp));
   for (uint32_t i = threadIdx.x; i < p.dim; i += INFO_NCE_THREADS) {
     const uint64_t at = row * p.dim + i;
     const double query = p.queries[at];

@@ -147,13 +147,14 @@ impl Config {
     /// With another temperature τ.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] unless τ is positive, finite and its inverse finite.
+    /// [`Error::OutOfRange`] unless τ is positive, finite and not subnormal, so that logits over τ can be
+    /// formed.
     pub fn with_temperature(mut self, temperature: f32) -> Result<Self> {
-        if !(temperature.is_finite() && temperature > 0.0 && (1.0 / temperature).is_finite()) {
+        if !(temperature.is_normal() && temperature > 0.0) {
             return Err(Error::OutOfRange {
                 argument: "temperature",
                 value: temperature.to_string(),
-                expected: "a positive, finite number whose inverse is finite",
+                expected: "a positive, finite number of at least 1.2e-38",
             });
         }
         self.temperature = temperature;

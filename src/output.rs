@@ -85,9 +85,15 @@ impl Output {
     /// The reduced loss.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] with the first row whose loss or gradient is not a number.
+    /// [`Error::NonFinite`] with the first row whose loss or gradient is not a number;
+    /// [`Error::OutOfRange`] where the rows' losses are numbers and their sum is beyond f32.
     pub fn loss(&self) -> Result<f32> {
         match self.status {
+            Status::Finite if !self.reduced_loss.is_finite() => Err(Error::OutOfRange {
+                argument: "loss",
+                value: self.reduced_loss.to_string(),
+                expected: "a sum of the rows' losses that f32 holds",
+            }),
             Status::Finite => Ok(self.reduced_loss),
             Status::NonFinite { argument, row } => Err(Error::NonFinite { argument, row }),
         }

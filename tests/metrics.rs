@@ -237,3 +237,65 @@ fn same_label_share_counts_known_pairs_among_the_hardest() {
         assert_eq!(share(&case(7, vec![7, 8, 8, 8], true)), Some(0.0));
     }
 }
+
+/// A key that is also a queue row has that row's logit to the bit, at any depth of the sums: a tie, which
+/// is no hit.
+#[test]
+fn a_key_that_is_a_queue_row_ties_with_it() {
+    for dim in [37, 128, 129, 700] {
+        let mut case = Recipe {
+            rows: 21,
+            dim,
+            capacity: 41,
+            mixed: 0,
+            query_mixed: 0,
+            ..Recipe::default()
+        }
+        .build();
+        let rows = case.queue.rows().to_f32();
+        // Each query's nearest queue row is its key.
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            let pairs = a.iter().zip(b);
+            pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+        };
+        let queries = case.queries.chunks_exact(dim);
+        case.keys = queries
+            .flat_map(|query| {
+                let by_logit = |a: &&[f32], b: &&[f32]| dot(query, a).total_cmp(&dot(query, b));
+                rows.chunks_exact(dim).max_by(by_logit).expect("a row")
+            })
+            .copied()
+            .collect();
+        for backend in backends() {
+            let output = backend.step(&case).expect("a valid case");
+            assert!(!output.hits.contains(&true), "{} of {dim}", backend.name());
+        }
+    }
+}
+
+/// At a low temperature the splits' sums are too far apart to add; the uniformity's are not.
+#[test]
+fn uniformity_counts_every_row_at_any_temperature() {
+    let capacity = 20_000;
+    // The first half has logits of about 0.9, the other of 0.
+    let rows: Vec<f32> = (0..capacity)
+        .flat_map(|row| match row < capacity / 2 {
+            true => [0.9, 0.19f32.sqrt()],
+            false => [0.0, 1.0],
+        })
+        .collect();
+    let mean = (f64::exp(4.0 * (0.9 - 1.0)) + f64::exp(-4.0)) / 2.0;
+    for backend in backends() {
+        let case = Case {
+            queue: Queue::from_rows(Rows::F32(rows.clone()), 2).expect("a queue"),
+            config: Config::moco()
+                .with_temperature(0.001)
+                .expect("valid")
+                .with_uniformity(true),
+            ..by_hand(Config::moco(), GivenDraws::default())
+        };
+        let output = backend.step(&case).expect("a valid case");
+        let uniformity = output.metrics.uniformity.expect("asked for");
+        close(uniformity, mean.ln(), "uniformity");
+    }
+}

@@ -258,3 +258,61 @@ fn given_features_that_overflow_are_reported() {
         }
     }
 }
+
+/// A loss that f64 holds and f32 does not is no number to give back.
+#[test]
+fn losses_beyond_f32_are_not_finite() {
+    let queue = Queue::from_rows(Rows::F32(vec![1.0, 0.0, 0.0, 1.0]), 2).unwrap();
+    // l⁺ = 0 and one synthetic logit of 1e38, over τ = 0.1.
+    let batch = hardmix::Batch::new(&[100.0, 0.0], &[0.0, 1.0], 2).unwrap();
+    let config = hardmix::Config::mochi(1, 1, 0).unwrap();
+    let config = config.with_temperature(0.1).unwrap();
+    let synthetic = hardmix::cpu::Synthetic {
+        mixed: vec![1e36, 0.0],
+        query_mixed: Vec::new(),
+    };
+    for backend in backends() {
+        let output = backend.info_nce(&batch, &queue, &synthetic, &config);
+        let output = output.unwrap();
+        let row_0 = Status::NonFinite {
+            argument: "logits",
+            row: 0,
+        };
+        assert_eq!(output.status, row_0, "{}", backend.name());
+        assert!(output.loss_rows[0].is_nan());
+        assert!(output.loss().is_err());
+    }
+}
+
+#[test]
+fn a_sum_of_losses_beyond_f32_is_an_error() {
+    for reduction in [hardmix::Reduction::Sum, hardmix::Reduction::Mean] {
+        let case = Case {
+            queries: vec![9e36; 64],
+            keys: vec![-1.0; 64],
+            query_labels: None,
+            row_offset: 0,
+            queue: Queue::from_rows(Rows::F32(vec![1.0]), 1).unwrap(),
+            config: hardmix::Config::moco()
+                .with_temperature(1.0)
+                .unwrap()
+                .with_reduction(reduction),
+            draws: hardmix::Draws::seeded(1, 0).unwrap(),
+        };
+        for backend in backends() {
+            let output = backend.step(&case).expect("the step itself succeeds");
+            let what = format!("{}, {reduction:?}", backend.name());
+            assert_eq!(output.status, Status::Finite, "{what}");
+            match (reduction, output.loss()) {
+                (hardmix::Reduction::Mean, Ok(loss)) => assert!(loss > 1.7e37, "{what}"),
+                (hardmix::Reduction::Sum, Err(error)) => {
+                    assert!(
+                        error.to_string().starts_with("loss is inf"),
+                        "{what}: {error}"
+                    );
+                }
+                (_, loss) => panic!("{what}: {loss:?}"),
+            }
+        }
+    }
+}
