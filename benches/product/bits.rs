@@ -1,9 +1,8 @@
-//! Whether a query's bits depend on the block it is in: what decides between equally fast
-//! libraries, and what the library's blocks must look like for the chosen one.
+//! Whether a query's bits depend on the block it is in: what a step needs of a product.
 
 use hardmix_bench_product::{Library, Queries, Sizes, Sums, accumulate, logits, numbers};
 
-/// The most depth that the chosen library gets in one call.
+/// The most depth that gemm takes without cutting a sum.
 const DEPTH: usize = 256;
 
 /// How many of the sizes give the first query other logits or sums than a block of 64 gives.
@@ -107,4 +106,7 @@ fn greater_depths_do_not() {
         },
     );
     assert_ne!(whole[..64], part[..64]);
+    let (widths, tiles) = ([16, 32, 48, 64], [1, 2, 5, 64, 65, 700]);
+    let ours = differences(Library::Hardmix, &widths, &[257, 768], &tiles);
+    assert_eq!(ours, 0);
 }

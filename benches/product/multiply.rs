@@ -3,16 +3,23 @@
 //! A step takes a block of m queries, transposed to [d][m], past tiles of the queue of T rows, [T][d]:
 //! logits, [T][m], then the sums weighted by their exponentials, [d][m] or [m][d].
 
-/// The libraries.
+#[path = "../../src/cpu/prefetch.rs"]
+mod prefetch;
+#[path = "../../src/cpu/product.rs"]
+mod product;
+
+/// The libraries, and what the step uses.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Library {
     Gemm,
     Faer,
     Matrixmultiply,
+    /// Only transposed queries and sums.
+    Hardmix,
 }
 
 impl Library {
-    pub const ALL: [Self; 3] = [Self::Gemm, Self::Faer, Self::Matrixmultiply];
+    pub const ALL: [Self; 4] = [Self::Gemm, Self::Faer, Self::Matrixmultiply, Self::Hardmix];
 }
 
 /// A matrix in memory: element (i, j) lies at i·`row` + j·`column`.
@@ -31,7 +38,7 @@ impl Strides {
 /// c, m×n, = (or with `add` +=) a·b, with `depth` the inner dimension, on one thread.
 ///
 /// # Panics
-/// Where a size is zero or a matrix ends outside its slice.
+/// Where a size is zero or a matrix ends outside its slice, and for [`Library::Hardmix`].
 pub fn multiply(
     library: Library,
     (m, n, depth): (usize, usize, usize),
@@ -97,6 +104,7 @@ pub fn multiply(
                 c_columns,
             );
         },
+        Library::Hardmix => panic!("Hardmix multiplies in two layouts alone"),
     }
 }
 
@@ -140,6 +148,10 @@ pub fn logits(
         tile: rows,
         dim,
     } = sizes;
+    if library == Library::Hardmix {
+        assert_eq!(layout, Queries::Transposed);
+        return product::logits(queries, tile, dim, m, logits);
+    }
     let queries_strides = match layout {
         Queries::Transposed => Strides { row: 1, column: m },
         Queries::AsTheyCome => Strides {
@@ -177,6 +189,10 @@ pub fn accumulate(
         tile: rows,
         dim,
     } = sizes;
+    if library == Library::Hardmix {
+        assert_eq!(layout, Sums::Transposed);
+        return product::accumulate(weights, tile, dim, m, sums);
+    }
     match layout {
         Sums::Transposed => multiply(
             library,

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::aligned::Aligned;
 use super::contrast::{Totals, exponent_scale};
-use super::prefetch::gather;
+use super::gather::gather;
 use super::rank::{Ranked, norm};
 use super::vector;
 use crate::batch::Batch;

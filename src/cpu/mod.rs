@@ -8,8 +8,9 @@
 //! | `step` | all of it in one pass over the queue |
 //!
 //! Below them: `contrast` is that pass (logits, exponentials and gradient tile by tile), `sample`
-//! finds each query's threshold before it, `product` wraps the matrix product, `vector` holds the
-//! loops that must be vectorised, and `aligned` the buffers that they run over.
+//! finds each query's threshold before it, `product` has the matrix products, `vector` the other
+//! loops that must be vectorised, `aligned` the buffers that they run over, and `gather` and
+//! `prefetch` fetch what lies apart.
 //!
 //! Queries are taken in blocks of up to 64, transposed so that a query is a lane: logits lie
 //! as `[queue row][lane]`, every reduction over the queue is vertical, and a query's arithmetic is
@@ -18,6 +19,7 @@
 
 mod aligned;
 mod contrast;
+mod gather;
 mod info_nce;
 mod mix;
 mod prefetch;

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::contrast::Block;
-use super::prefetch::gather;
+use super::gather::gather;
 use super::{LANES, product, vector};
 use crate::draws::philox4x32_10;
 use crate::queue::{NO_LABEL, Queue};
