@@ -160,7 +160,8 @@ pub enum Error {
         /// What the driver said.
         reason: String,
     },
-    /// An argument's memory belongs to another context or device than the stream.
+    /// An argument's memory belongs to another context or device than the stream: to another
+    /// `CudaContext`, which may well stand for the same context of the driver's.
     #[cfg(feature = "cuda")]
     #[error("{argument} belongs to another CUDA context; expected that of the device's stream")]
     OtherContext {

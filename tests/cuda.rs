@@ -660,6 +660,24 @@ fn outputs_that_lie_in_inputs_are_refused() {
     let _ = alias.leak();
 }
 
+/// Two contexts of cudarc's over one of the driver's compare equal, and order nothing between them.
+#[test]
+fn memory_of_another_context_is_refused() {
+    let other = Device::new(0).expect("the same device");
+    assert!(other.stream().context() == device().stream().context());
+    let there = other.upload("logits", &[1.0f32, 2.0]).expect("logits");
+    let mut ranked = Ranked::new(device(), 1, 1).expect("lists");
+    let ranked = cuda::rank_logits(device(), &there, 2, 1, None, &mut ranked);
+    let of_other = other.stream().context().default_stream();
+    let moved = device().with_stream(of_other).map(|_| ());
+    for (error, argument) in [(ranked, "logits"), (moved, "stream")] {
+        let expected = format!(
+            "{argument} belongs to another CUDA context; expected that of the device's stream"
+        );
+        assert_eq!(error.expect_err("refused").to_string(), expected);
+    }
+}
+
 #[test]
 fn memory_that_is_not_there_is_an_error_and_nothing_is_lost() {
     // Other tests would allocate meanwhile.

@@ -221,7 +221,8 @@ typedef struct hardmix_cuda_plan hardmix_cuda_plan;
 
 /* The device `ordinal`, with the kernels loaded, and a CUstream (cudaStream_t) of its primary context
  * that all work goes to; NULL is the default stream. The stream must outlive this handle and those
- * made of it, which may be freed in any order. Needs compute capability 8.0 or newer. */
+ * made of it, which may be freed in any order. A plan takes queues of the same device handle. Needs
+ * compute capability 8.0 or newer. */
 hardmix_status hardmix_cuda_device_create(int32_t ordinal, void *stream, hardmix_cuda_device **out);
 void hardmix_cuda_device_free(hardmix_cuda_device *device);
 

@@ -230,11 +230,12 @@ impl Loss {
     #[cfg(feature = "candle-cuda")]
     fn run_cuda(&mut self, inputs: Inputs<'_>, queue: &queue::OnCuda) -> Result<Fused> {
         use crate::cuda::{self, Batch};
+        use std::sync::Arc;
         use tensor::{device_slice, device_tensor};
 
         let step = match &mut self.cuda {
             // Work goes to the stream of the tensors, so that another device wants another step.
-            Some(step) if step.device().stream() == queue.device.stream() => step,
+            Some(step) if Arc::ptr_eq(step.device().stream(), queue.device.stream()) => step,
             other => other.insert(cuda::Step::new(&queue.device, self.step.config().clone())?),
         };
         let (rows, dim) = inputs.shape;

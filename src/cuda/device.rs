@@ -25,7 +25,10 @@ const PLAIN_SHARED: u32 = 48 << 10;
 
 /// An NVIDIA GPU with this crate's kernels loaded, and a stream on it.
 ///
-/// Clones are cheap and share the kernels.
+/// Clones are cheap and share the kernels. What is used together, slices, queue, step and outputs, is of
+/// one `CudaContext`: every [`Device::new`] makes another, so call it once and go on with clones,
+/// [`Device::with_stream`] and the streams of [`Device::stream`]'s context, or bring your own context by
+/// [`Device::on`].
 #[derive(Clone)]
 pub struct Device {
     kernels: Arc<Kernels>,
@@ -75,7 +78,7 @@ impl fmt::Debug for Device {
 }
 
 impl Device {
-    /// The device with this ordinal, and its default stream.
+    /// The device with this ordinal, and its default stream, with a `CudaContext` of its own.
     ///
     /// # Errors
     /// [`Error::NoDriver`] where there is no CUDA driver, [`Error::OutOfRange`] for an ordinal that
@@ -318,8 +321,15 @@ impl Device {
         Memory::new(argument, pointer, len, record)
     }
 
+    /// Whether a stream's memory is ordered with this device's by cudarc. It counts streams and keeps
+    /// events in each `CudaContext`, so that two of them over one context of the driver's, which compare
+    /// equal, know nothing of each other's streams.
+    pub(super) fn shares_context(&self, stream: &CudaStream) -> bool {
+        Arc::ptr_eq(stream.context(), self.stream.context())
+    }
+
     fn expect_context(&self, argument: &'static str, stream: &CudaStream) -> Result<()> {
-        if stream.context() == self.stream.context() {
+        if self.shares_context(stream) {
             Ok(())
         } else {
             Err(Error::OtherContext { argument })

@@ -33,8 +33,7 @@ impl<T: DeviceRepr> Buffer<T> {
         width: usize,
     ) -> Result<Memory<'a, T>> {
         let needed = elements(self.argument, rows, width)?;
-        let same = self.slice.context() == device.stream().context();
-        if self.slice.len() < needed || !same {
+        if self.slice.len() < needed || !device.shares_context(self.slice.stream()) {
             self.slice = device.allocate(self.argument, rows, width)?;
         }
         device.write(self.argument, &mut self.slice)
