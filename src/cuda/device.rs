@@ -225,10 +225,14 @@ impl Device {
         }
         // SAFETY: `DeviceRepr` types are plain data: whatever bits the memory has are a value, and
         // every caller writes them before a kernel reads them.
-        match unsafe { self.stream.alloc(len) } {
-            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(none),
-            other => other.map_err(driver("allocating")),
-        }
+        let mut slice = match unsafe { self.stream.alloc(len) } {
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => return Err(none),
+            other => other.map_err(driver("allocating"))?,
+        };
+        // The memory is there from this point of the stream on, which cudarc records nowhere. Other
+        // streams wait for the last write: this counts as one.
+        drop(slice.device_ptr_mut(&self.stream));
+        Ok(slice)
     }
 
     /// Puts on the stream that all bits are zero.
@@ -454,4 +458,43 @@ fn is_final(error: CUresult) -> bool {
             | CUDA_ERROR_INVALID_PC
             | CUDA_ERROR_LAUNCH_FAILED
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::c_void;
+    use std::sync::mpsc::{Receiver, channel};
+    use std::time::Duration;
+
+    use cudarc::driver::result::stream::launch_host_function;
+
+    use super::*;
+
+    unsafe extern "C" fn wait(released: *mut c_void) {
+        // SAFETY: a box of the test below, which gives it to this one call.
+        let released = unsafe { Box::from_raw(released.cast::<Receiver<()>>()) };
+        let _ = released.recv_timeout(Duration::from_secs(60));
+    }
+
+    /// softgpu allocates at once, and finds no use that comes too early: what is looked at is whether
+    /// another stream waits.
+    #[test]
+    fn memory_is_there_for_another_stream_once_its_own_has_come_so_far() {
+        softgpu::install().expect("softgpu is installed");
+        let device = Device::new(0).expect("a device");
+        let context = device.stream().context();
+        let stream = context.new_stream().expect("a stream");
+        let other = context.new_stream().expect("a stream");
+        let device = device.with_stream(stream).expect("of the same context");
+        let (release, released) = channel::<()>();
+        let held = Box::into_raw(Box::new(released)).cast();
+        // SAFETY: the function takes the box that it is given, once.
+        unsafe { launch_host_function(device.stream().cu_stream(), wait, held) }.expect("held");
+        let memory = device.allocate::<f32>("memory", 4, 1).expect("memory");
+        drop(memory.device_ptr(&other));
+        let there = other.record_event(None).expect("an event");
+        assert!(!there.is_complete(), "it waits for nothing");
+        release.send(()).expect("it is waited for");
+        there.synchronize().expect("it comes so far");
+    }
 }
