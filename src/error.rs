@@ -168,6 +168,18 @@ pub enum Error {
         /// The argument's name.
         argument: &'static str,
     },
+    /// The stream is being captured, and no graph can hold what the call would have to do.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{argument} cannot be {done} while the stream is being captured; \
+         expected that before or after"
+    )]
+    Capturing {
+        /// The argument's name.
+        argument: &'static str,
+        /// `allocated` or `copied to the host`.
+        done: &'static str,
+    },
     /// An output shares memory with another argument.
     #[cfg(feature = "cuda")]
     #[error("{argument} overlaps {other}; expected memory of its own")]

@@ -670,7 +670,8 @@ fn memory_of_another_context_is_refused() {
     let ranked = cuda::rank_logits(device(), &there, 2, 1, None, &mut ranked);
     let of_other = other.stream().context().default_stream();
     let moved = device().with_stream(of_other).map(|_| ());
-    for (error, argument) in [(ranked, "logits"), (moved, "stream")] {
+    let copied = device().download("copied", &there, 2).map(|_| ());
+    for (error, argument) in [(ranked, "logits"), (moved, "stream"), (copied, "copied")] {
         let expected = format!(
             "{argument} belongs to another CUDA context; expected that of the device's stream"
         );

@@ -12,7 +12,7 @@ use common::cuda::{alone, device, is_softgpu, to_host_of};
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use hardmix::cuda::{self, Path, Precision, Ranked, Workspace};
-use hardmix::{Config, DType, QueryGradient, Queue};
+use hardmix::{Config, DType, Error, QueryGradient, Queue};
 
 const DIM: usize = 24;
 
@@ -190,6 +190,56 @@ fn so_does_one_on_the_fused_path() {
         // In slices.
         draws_afresh(Path::Fused, 260);
     }
+}
+
+/// What no graph can hold is refused, and the capture goes on: memory of a larger batch, labels of a
+/// queue that has none, and what is copied to the host.
+#[test]
+fn a_capture_neither_allocates_nor_copies_to_the_host() {
+    if !alone("a_capture_neither_allocates_nor_copies_to_the_host") {
+        return;
+    }
+    // SAFETY: everything here is on one stream.
+    unsafe { device().stream().context().disable_event_tracking() };
+    let stream = device().stream().context().new_stream().expect("a stream");
+    let device = device().with_stream(stream).expect("of the same context");
+    let rng = &mut fastrand::Rng::with_seed(6);
+    let mut host = Queue::random(50, DIM, DType::F32, 6).expect("a queue");
+    let mut queue = cuda::Queue::from_host(&device, &host).expect("a copy");
+    let rows = unit_rows(rng, 4, DIM);
+    let there = device.upload("rows", &rows).expect("rows");
+    let labels = device.upload("labels", &[1u32; 4]).expect("labels");
+    let words = device.upload("seed and step", &[1u64, 2]).expect("words");
+    let config = Config::mochi(9, 12, 5).expect("settings");
+    let mut step = cuda::Step::new(&device, config).expect("a step");
+    let mut run = |rows: usize| {
+        let part = there.slice(..rows * DIM);
+        let batch = cuda::Batch::new(&part, &part, DIM).expect("a batch");
+        step.run(&batch, &queue, &cuda::Draws::Seeded(&words))
+    };
+    run(2).expect("a step");
+    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+    device.stream().begin_capture(mode).expect("a capture");
+    let larger = run(4);
+    let new = device.upload("new", &[0.0f32]).map(|_| ());
+    let labelled = queue.enqueue(&device, &there, Some(&labels)).map(|_| ());
+    let seen = queue.check(&device);
+    queue.enqueue(&device, &there, None).expect("keys");
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = device.stream().end_capture(flags).expect("captured");
+    for (result, expected) in [
+        (larger, "workspace cannot be allocated"),
+        (new, "new cannot be allocated"),
+        (labelled, "queue labels cannot be allocated"),
+        (seen, "cursor cannot be copied to the host"),
+    ] {
+        let error = result.expect_err(expected);
+        assert!(matches!(error, Error::Capturing { .. }), "{error:?}");
+        assert!(error.to_string().starts_with(expected), "{error}");
+    }
+    graph.expect("a graph").launch().expect("a launch");
+    host.enqueue(&rows, None).expect("keys");
+    assert_eq!(queue.to_host(&device).expect("a copy"), host);
 }
 
 /// The same bits a thousand times on a GPU, while another stream keeps it busy.

@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result::memset_d8_async;
-use cudarc::driver::sys::{self, CUfunction_attribute, CUresult};
+use cudarc::driver::sys::{self, CUfunction_attribute, CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
-    DeviceRepr, DriverError, LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, DevicePtr,
+    DevicePtrMut, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 use cudarc::nvrtc::Ptx;
 use libloading::Library;
@@ -167,7 +167,7 @@ impl Device {
     /// A copy in device memory.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Driver`].
+    /// [`Error::OutOfMemory`], [`Error::Capturing`], [`Error::Driver`].
     pub fn upload<T: DeviceRepr>(
         &self,
         argument: &'static str,
@@ -186,25 +186,39 @@ impl Device {
     /// A copy of the first `len` elements in host memory; waits for the stream.
     ///
     /// # Errors
-    /// [`Error::Length`] where there are fewer, [`Error::Driver`].
+    /// [`Error::Length`] where there are fewer, [`Error::OtherContext`], [`Error::Capturing`],
+    /// [`Error::Driver`].
     pub fn download<T: DeviceRepr>(
         &self,
         argument: &'static str,
         values: &CudaSlice<T>,
         len: usize,
     ) -> Result<Vec<T>> {
-        if len == 0 {
-            return Ok(Vec::new());
-        }
         let part = values.try_slice(..len).ok_or(Error::Length {
             argument,
             length: values.len(),
             expected: len,
             shape: "at least as many as asked for",
         })?;
-        self.stream
-            .clone_dtoh(&part)
-            .map_err(driver("copying from the device"))
+        self.download_view(argument, &part)
+    }
+
+    /// The same of all of a view.
+    pub(super) fn download_view<T: DeviceRepr>(
+        &self,
+        argument: &'static str,
+        view: &CudaView<'_, T>,
+    ) -> Result<Vec<T>> {
+        if view.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.expect_no_capture(argument, "copied to the host")?;
+        let _memory = self.read(argument, view)?;
+        let copy = self.stream.clone_dtoh(view);
+        let copy = copy.map_err(driver("copying from the device"))?;
+        // To memory that is not pinned the driver usually waits by itself, but says that it need not.
+        self.synchronize()?;
+        Ok(copy)
     }
 
     /// `rows · width` elements that nobody has written; never none, which the driver refuses.
@@ -223,6 +237,8 @@ impl Device {
         if len > isize::MAX as usize / size_of::<T>().max(1) {
             return Err(none);
         }
+        // It would be the graph's, and gone or another's between its replays.
+        self.expect_no_capture(argument, "allocated")?;
         // SAFETY: `DeviceRepr` types are plain data: whatever bits the memory has are a value, and
         // every caller writes them before a kernel reads them.
         let mut slice = match unsafe { self.stream.alloc(len) } {
@@ -330,6 +346,15 @@ impl Device {
     /// equal, know nothing of each other's streams.
     pub(super) fn shares_context(&self, stream: &CudaStream) -> bool {
         Arc::ptr_eq(stream.context(), self.stream.context())
+    }
+
+    /// Refuses what no graph can hold while one is captured from the stream.
+    fn expect_no_capture(&self, argument: &'static str, done: &'static str) -> Result<()> {
+        let status = self.stream.capture_status();
+        match status.map_err(driver("asking whether the stream is captured"))? {
+            CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
+            _ => Err(Error::Capturing { argument, done }),
+        }
     }
 
     fn expect_context(&self, argument: &'static str, stream: &CudaStream) -> Result<()> {

@@ -14,7 +14,7 @@ use super::part::{DrawPlaces, Part};
 use super::queue::Queue;
 use super::rank::Ranked;
 use super::status::Status;
-use super::workspace::{Buffer, download_view};
+use super::workspace::Buffer;
 use crate::config::{Config, QueryGradient};
 use crate::draws::GivenDraws;
 use crate::error::{Error, Result, elements};
@@ -80,7 +80,7 @@ impl Synthetic {
         };
         let [mixed, query_mixed] = self.counts;
         let draws = self.draws.read(device, self.rows, mixed, query_mixed)?;
-        let counts = download_view(device, &ranked.counts())?;
+        let counts = device.download_view("ranked.counts", &ranked.counts())?;
         Err(refusal.explain(&draws, mixed, query_mixed, &counts))
     }
 }
@@ -318,8 +318,8 @@ impl<'a> HeldDraws<'a> {
 ///
 /// # Errors
 /// [`Error::Dimension`] and [`Error::Length`] for shapes that disagree, [`Error::OtherContext`],
-/// [`Error::Overlap`], [`Error::OutOfMemory`], [`Error::Driver`]. What only the device can see is what
-/// [`Synthetic::check`] reports.
+/// [`Error::Overlap`], [`Error::OutOfMemory`], [`Error::Capturing`], [`Error::Driver`]. What only the
+/// device can see is what [`Synthetic::check`] reports.
 pub fn mix(
     device: &Device,
     batch: &Batch<'_>,

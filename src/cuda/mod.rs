@@ -41,6 +41,22 @@
 //! # drop(hardest);
 //! # Ok::<(), hardmix::Error>(())
 //! ```
+//!
+//! # Graphs
+//!
+//! What is put on a stream can be captured as a CUDA graph and replayed; a replay draws by the step that
+//! it finds in device memory, and enqueues where the last one stopped. There are four conditions:
+//!
+//! - cudarc's event tracking is off for the context, by `disable_event_tracking`: with it, what is
+//!   captured would wait for events outside of the graph. It is then up to the caller to order streams.
+//! - The same has run once before with the same shapes and settings, a batch with labels enqueued if
+//!   such a one will be: a call that has to allocate, or to copy to the host, is [`Error::Capturing`]
+//!   while the stream is captured.
+//! - Nothing grows afterwards. A larger batch, queue or setting would give the step, the workspace or
+//!   the lists other memory, while the graph goes on with what they had.
+//! - Everything that a captured call was given, and the device, outlives the graph.
+//!
+//! [`Error::Capturing`]: crate::Error::Capturing
 
 mod batch;
 mod contrast;

@@ -8,7 +8,7 @@ use super::mix::{DrawBuffers, HeldUsed, Refused};
 use super::params::{NO_ROW_INDEX, RowFigures, StatusWords};
 use super::part::{OutPlaces, Shape};
 use super::rank::{Ranked, Selection};
-use super::workspace::{Buffer, download_view};
+use super::workspace::Buffer;
 use crate::config::Config;
 use crate::draws::GivenDraws;
 use crate::error::{Error, Result};
@@ -168,7 +168,7 @@ impl Results {
         self.check(device, *shape, &draws)?;
         let figures = self.figures.read(device, rows)?;
         let matching = if config.matching_probability() && shape.hardest > 0 {
-            let logits = download_view(device, &self.ranked.logits())?;
+            let logits = device.download_view("hardest", &self.ranked.logits())?;
             matching(&logits, &figures, shape.hardest, config.temperature())
         } else {
             Vec::new()
@@ -188,7 +188,7 @@ impl Results {
             hits: Vec::new(),
             hits_with_synthetic: Vec::new(),
             hardest: if shape.hardest > 0 {
-                download_view(device, &self.ranked.indices())?
+                device.download_view("hardest", &self.ranked.indices())?
             } else {
                 Vec::new()
             },
@@ -207,7 +207,7 @@ impl Results {
     /// Given draws and features that the device has refused.
     fn check(&self, device: &Device, shape: Shape, draws: &GivenDraws) -> Result<()> {
         if let Some(refusal) = self.refused.read(device)? {
-            let counts = download_view(device, &self.ranked.counts())?;
+            let counts = device.download_view("hardest", &self.ranked.counts())?;
             return Err(refusal.explain(draws, shape.mixed, shape.query_mixed, &counts));
         }
         let seen = device.download("status", &self.features, 2)?;

@@ -139,7 +139,8 @@ impl Queue {
     /// [`Error::Zero`] for no keys, [`Error::Ragged`] for keys that are no whole rows,
     /// [`Error::OutOfRange`] for 2³¹ rows or more, [`Error::Length`] for labels that are not one a
     /// row, [`Error::OtherContext`] for memory of another context, [`Error::Overlap`] for keys or
-    /// labels that lie in the queue, [`Error::Driver`].
+    /// labels that lie in the queue, [`Error::Capturing`] for the first labels of a queue,
+    /// [`Error::Driver`].
     pub fn enqueue(
         &mut self,
         device: &Device,

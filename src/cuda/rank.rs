@@ -132,7 +132,8 @@ pub(super) struct Mask<'a> {
 /// [`Error::HardestBeyondQueue`] for N > K, [`Error::Zero`] for N = 0 or no queries,
 /// [`Error::Ragged`] for queries that are no whole rows, [`Error::Length`] for labels that are not
 /// one a query, [`Error::MissingLabels`] for an oracle without queue labels,
-/// [`Error::OtherContext`], [`Error::Overlap`], [`Error::OutOfMemory`], [`Error::Driver`].
+/// [`Error::OtherContext`], [`Error::Overlap`], [`Error::OutOfMemory`], [`Error::Capturing`],
+/// [`Error::Driver`].
 #[allow(clippy::too_many_arguments, reason = "each is another thing")]
 pub fn rank(
     device: &Device,
@@ -205,7 +206,7 @@ pub fn rank(
 /// [`Error::OutOfRange`] for 2³¹ columns or more, [`Error::HardestBeyondQueue`] for N > K,
 /// [`Error::Length`] for labels that are not one a row and one a column, [`Error::MissingLabels`] for
 /// labels on one side alone, [`Error::OtherContext`], [`Error::Overlap`], [`Error::OutOfMemory`],
-/// [`Error::Driver`].
+/// [`Error::Capturing`], [`Error::Driver`].
 pub fn rank_logits(
     device: &Device,
     logits: &dyn DevicePtr<f32>,

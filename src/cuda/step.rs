@@ -128,7 +128,7 @@ impl Step {
     /// N > K, [`Error::MissingLabels`] for an oracle without labels on both sides, [`Error::Length`]
     /// for draws of another shape, [`Error::OutOfRange`] for a queue of more than 2²⁸ rows or 2³¹
     /// synthetic negatives a row and for a path that these settings cannot take,
-    /// [`Error::OtherContext`], [`Error::OutOfMemory`], [`Error::Driver`].
+    /// [`Error::OtherContext`], [`Error::OutOfMemory`], [`Error::Capturing`], [`Error::Driver`].
     pub fn run(&mut self, batch: &Batch<'_>, queue: &Queue, draws: &Draws<'_>) -> Result<()> {
         draws.check(batch.rows(), self.config.mixed(), self.config.query_mixed())?;
         self.run_over(batch, queue, Negatives::Drawn(draws))

@@ -2,7 +2,7 @@
 
 use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 
-use super::device::{Device, Memory, driver};
+use super::device::{Device, Memory};
 use crate::error::{Result, elements};
 
 /// A buffer that grows where it must and never shrinks.
@@ -68,18 +68,4 @@ impl Workspace {
             logits: Buffer::new(device, "logits", 0, 0)?,
         })
     }
-}
-
-/// A view in host memory; waits for the stream.
-pub(super) fn download_view<T: DeviceRepr>(
-    device: &Device,
-    view: &CudaView<'_, T>,
-) -> Result<Vec<T>> {
-    if view.is_empty() {
-        return Ok(Vec::new());
-    }
-    device
-        .stream()
-        .clone_dtoh(view)
-        .map_err(driver("copying from the device"))
 }
