@@ -52,7 +52,7 @@ __device__ void write(const EnqueueParams& p) {
   const uint32_t refusal = *p.refusal, start = p.state->start;
   const bool first = blockIdx.x == 0 && threadIdx.x == 0;
   if (refusal != 0) {
-    if (first && p.state->refused == 0) p.state->refused = refusal;
+    if (first && *p.refused == 0) *p.refused = refusal;
     return;
   }
   if (first) p.state->next = (uint64_t(start) + p.rows) % p.capacity;

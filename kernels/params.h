@@ -21,9 +21,8 @@ constexpr uint32_t ENQUEUE_THREADS = 256;
 
 // The ring's state, in device memory so that a replayed graph goes on where the last one stopped.
 struct RingState {
-  uint32_t next;     // the row that the next key replaces
-  uint32_t start;    // what `next` was when the enqueue under way began
-  uint32_t refused;  // the first refusal since the host last asked, or 0
+  uint32_t next;   // the row that the next key replaces
+  uint32_t start;  // what `next` was when the enqueue under way began
 };
 
 // A refusal is NO_ROW_INDEX − (2 · row + kind) of the first row that may not enter, 0 where all may.
@@ -39,6 +38,7 @@ struct EnqueueParams {
   uint32_t* queue_labels;  // [capacity], or null: the queue has none
   RingState* state;
   uint32_t* refusal;  // of this enqueue; 0 before
+  uint32_t* refused;  // the first since the host last asked, or 0
   uint32_t rows;
   uint32_t capacity;
   uint32_t dim;

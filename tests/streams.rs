@@ -98,6 +98,36 @@ fn a_captured_graph_goes_on_where_it_stopped() {
     }
 }
 
+/// Whether a batch was refused is asked while a replay, which nothing orders with the question, may move
+/// the cursor: the question touches no word that the replay does.
+#[test]
+fn asking_for_refusals_leaves_an_enqueue_under_way_alone() {
+    if !alone("asking_for_refusals_leaves_an_enqueue_under_way_alone") {
+        return;
+    }
+    // SAFETY: the streams are ordered by the host, but for the two calls that are to bear the lack of it.
+    unsafe { device().stream().context().disable_event_tracking() };
+    let stream = device().stream().context().new_stream().expect("a stream");
+    let enqueueing = device().with_stream(stream).expect("of the same context");
+    let stream = device().stream().context().new_stream().expect("a stream");
+    let asking = device().with_stream(stream).expect("of the same context");
+    let mut host = Queue::random(10, DIM, DType::F32, 2).expect("a queue");
+    let mut queue = cuda::Queue::from_host(&enqueueing, &host).expect("a copy");
+    let keys = unit_rows(&mut fastrand::Rng::with_seed(2), 3, DIM);
+    let fine = enqueueing.upload("keys", &keys).expect("keys");
+    let bad = enqueueing.upload("keys", &[f32::NAN; DIM]).expect("keys");
+    queue.enqueue(&enqueueing, &bad, None).expect("queued");
+    enqueueing.synchronize().expect("refused");
+    queue.enqueue(&enqueueing, &fine, None).expect("queued");
+    let error = queue.check(&asking).expect_err("refused");
+    assert_eq!(error.to_string(), "row 0 of keys is not finite");
+    asking.synchronize().expect("asked");
+    enqueueing.synchronize().expect("enqueued");
+    queue.check(&asking).expect("told once");
+    host.enqueue(&keys, None).expect("keys");
+    assert_eq!(queue.to_host(&enqueueing).expect("a copy"), host);
+}
+
 /// A whole training step, captured once: the caller advances the step in device memory and writes new
 /// queries and keys where the old ones were, and every replay is, to the bit, that step run afresh.
 fn draws_afresh(path: Path, dim: usize) {
@@ -231,7 +261,7 @@ fn a_capture_neither_allocates_nor_copies_to_the_host() {
         (larger, "workspace cannot be allocated"),
         (new, "new cannot be allocated"),
         (labelled, "queue labels cannot be allocated"),
-        (seen, "cursor cannot be copied to the host"),
+        (seen, "status cannot be copied to the host"),
     ] {
         let error = result.expect_err(expected);
         assert!(matches!(error, Error::Capturing { .. }), "{error:?}");

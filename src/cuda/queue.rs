@@ -3,7 +3,7 @@
 use cudarc::driver::{CudaSlice, DevicePtr};
 use half::{bf16, f16};
 
-use super::device::{Device, Launch, Memory, driver, expect_disjoint, pointer_or_null};
+use super::device::{Device, Launch, Memory, expect_disjoint, pointer_or_null};
 use super::params::{ENQUEUE_THREADS, EnqueueParams, NO_ROW_INDEX, REFUSED_NON_FINITE, RingState};
 use crate::error::{Error, Result, expect_length, whole_rows};
 use crate::queue::{self as host, DType, NO_LABEL};
@@ -64,6 +64,8 @@ pub struct Queue {
     labels: Option<CudaSlice<u32>>,
     state: CudaSlice<RingState>,
     refusal: CudaSlice<u32>,
+    /// Apart from the state, which a replay may move while the host asks.
+    refused: CudaSlice<u32>,
     capacity: usize,
     dim: usize,
 }
@@ -92,7 +94,6 @@ impl Queue {
         let state = RingState {
             next: queue.cursor() as u32,
             start: queue.cursor() as u32,
-            refused: 0,
         };
         let labels = queue.labels();
         Ok(Self {
@@ -102,7 +103,8 @@ impl Queue {
                 .map(|labels| device.upload("queue labels", labels))
                 .transpose()?,
             state: device.upload("cursor", &[state])?,
-            refusal: device.upload("cursor", &[0])?,
+            refusal: device.upload("status", &[0])?,
+            refused: device.upload("status", &[0])?,
             capacity: queue.capacity(),
             dim: queue.dim(),
         })
@@ -200,7 +202,8 @@ impl Queue {
         };
         let state = device.write("cursor", &mut self.state)?;
         device.clear(&mut self.refusal)?;
-        let refusal = device.write("cursor", &mut self.refusal)?;
+        let refusal = device.write("status", &mut self.refusal)?;
+        let refused = device.write("status", &mut self.refused)?;
 
         let mut outputs = vec![queue.bytes(), squared_norms.bytes()];
         outputs.extend(queue_labels.as_ref().map(Memory::bytes));
@@ -216,6 +219,7 @@ impl Queue {
             queue_labels: pointer_or_null(queue_labels.as_ref()),
             state: state.pointer(),
             refusal: refusal.pointer(),
+            refused: refused.pointer(),
             rows,
             capacity: self.capacity as u32,
             dim: self.dim as u32,
@@ -250,19 +254,12 @@ impl Queue {
     /// [`Error::NonFinite`] or [`Error::ZeroNorm`] with the row of the first batch that was refused,
     /// [`Error::Driver`].
     pub fn check(&mut self, device: &Device) -> Result<()> {
-        let state = self.state(device)?;
-        if state.refused == 0 {
+        let refused = device.download("status", &self.refused, 1)?[0];
+        if refused == 0 {
             return Ok(());
         }
-        let cleared = RingState {
-            refused: 0,
-            ..state
-        };
-        device
-            .stream()
-            .memcpy_htod(&[cleared], &mut self.state)
-            .map_err(driver("copying to the device"))?;
-        let refused = NO_ROW_INDEX - state.refused;
+        device.clear(&mut self.refused)?;
+        let refused = NO_ROW_INDEX - refused;
         let (argument, row) = ("keys", (refused / 2) as usize);
         Err(if refused % 2 == REFUSED_NON_FINITE {
             Error::NonFinite { argument, row }
@@ -276,11 +273,7 @@ impl Queue {
     /// # Errors
     /// [`Error::Driver`].
     pub fn cursor(&self, device: &Device) -> Result<usize> {
-        Ok(self.state(device)?.next as usize)
-    }
-
-    fn state(&self, device: &Device) -> Result<RingState> {
-        Ok(device.download("cursor", &self.state, 1)?[0])
+        Ok(device.download("cursor", &self.state, 1)?[0].next as usize)
     }
 
     /// K, the number of rows.
