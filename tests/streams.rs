@@ -52,6 +52,53 @@ fn what_another_stream_made_is_waited_for() {
     assert_eq!(queue.to_host(&third).expect("a copy"), host);
 }
 
+/// Two streams read a queue before a third writes to it, which waits for both; and memory that two have
+/// read is freed after both. On softgpu an access that nothing orders is an error.
+#[test]
+fn an_enqueue_waits_for_all_readers() {
+    if !alone("an_enqueue_waits_for_all_readers") {
+        return;
+    }
+    let context = device().stream().context();
+    let [first, second, third] = std::array::from_fn(|_| {
+        let stream = context.new_stream().expect("a stream");
+        device().with_stream(stream).expect("of the same context")
+    });
+    let rng = &mut fastrand::Rng::with_seed(5);
+    let (rows, keys) = (unit_rows(rng, 5, DIM), unit_rows(rng, 60, DIM));
+    let host = Queue::random(60, DIM, DType::F32, 5).expect("a queue");
+    let mut queue = cuda::Queue::from_host(&third, &host).expect("a copy");
+    let mut replaced = host.clone();
+    replaced.enqueue(&keys, None).expect("keys");
+    let keys = third.upload("keys", &keys).expect("keys");
+    let mut ranked = [&first, &second].map(|device| Ranked::new(device, 5, 7).expect("lists"));
+    let mut works = [&first, &second].map(|device| Workspace::new(device).expect("a workspace"));
+    let queries = third.upload("queries", &rows).expect("queries");
+    for at in 0..2 {
+        let (device, work, out) = ([&first, &second][at], &mut works[at], &mut ranked[at]);
+        cuda::rank(
+            device,
+            &queries,
+            &queue,
+            7,
+            None,
+            Precision::Exact,
+            work,
+            out,
+        )
+        .expect("queued");
+    }
+    queue.enqueue(&third, &keys, None).expect("queued");
+    drop(queries);
+    third.synchronize().expect("nothing was written too early");
+    let expected = hardmix::cpu::rank(&rows, &host, 7, None).expect("ranked");
+    for (device, ranked) in [&first, &second].into_iter().zip(&ranked) {
+        let own = to_host_of(device, ranked).expect("finite");
+        assert_eq!(own.indices, expected.indices);
+    }
+    assert_eq!(queue.to_host(&third).expect("a copy"), replaced);
+}
+
 /// A step of a queue, captured once and replayed, goes on where the last replay stopped.
 #[test]
 fn a_captured_graph_goes_on_where_it_stopped() {

@@ -326,6 +326,14 @@ impl Device {
     ) -> Result<Memory<'a, T>> {
         self.expect_context(argument, data.stream())?;
         let (pointer, record) = data.device_ptr(&self.stream);
+        // cudarc keeps one event for all readers, which the guard records anew: whoever writes next waits
+        // for the last of them alone, who therefore comes after those before.
+        if let SyncOnDrop::Record(Some((readers, _))) = &record
+            && self.stream.context().is_managing_stream_synchronization()
+        {
+            let waited = self.stream.wait(readers);
+            waited.map_err(driver("waiting for another reader"))?;
+        }
         Memory::new(argument, pointer, data.len(), record)
     }
 

@@ -342,6 +342,7 @@ pub fn mix(
     (synthetic.rows, synthetic.dim) = (0, dim);
     synthetic.counts = [mixed, query_mixed];
 
+    let _turn = queue.turn();
     let queries = device.read("queries", batch.queries)?;
     let stored = queue.rows().read(device)?;
     let lists = [ranked.indices(), ranked.counts()];

@@ -1,5 +1,7 @@
 //! The queue of negatives in device memory.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use cudarc::driver::{CudaSlice, DevicePtr};
 use half::{bf16, f16};
 
@@ -57,6 +59,9 @@ impl Rows {
 /// The cursor is in device memory too, so that a captured graph that enqueues goes on where its last
 /// replay stopped. Rows are finite always: a batch with a row that may not enter is refused by the
 /// device, all of it, and [`Queue::check`] tells.
+///
+/// Calls of this crate's that read it, on whatever streams and threads, come one after the other on the
+/// device, and the next enqueue after all of them.
 #[derive(Debug)]
 pub struct Queue {
     rows: Rows,
@@ -68,6 +73,7 @@ pub struct Queue {
     refused: CudaSlice<u32>,
     capacity: usize,
     dim: usize,
+    readers: Mutex<()>,
 }
 
 impl Queue {
@@ -107,7 +113,14 @@ impl Queue {
             refused: device.upload("status", &[0])?,
             capacity: queue.capacity(),
             dim: queue.dim(),
+            readers: Mutex::default(),
         })
+    }
+
+    /// Held by who reads the queue until all that reads it is on the stream: the next reader, of another
+    /// thread and stream, comes after what is there then.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A copy in host memory, to save for instance; waits for the stream.
@@ -115,6 +128,7 @@ impl Queue {
     /// # Errors
     /// [`Error::Driver`].
     pub fn to_host(&self, device: &Device) -> Result<host::Queue> {
+        let _turn = self.turn();
         let len = self.capacity * self.dim;
         let rows = match &self.rows {
             Rows::F32(data) => host::Rows::F32(device.download("queue", data, len)?),
@@ -288,7 +302,8 @@ impl Queue {
         self.dim
     }
 
-    /// All rows as stored, [K, dim].
+    /// All rows as stored, [K, dim]. Of readers that are not this crate's, as of any slice of cudarc's,
+    /// an enqueue waits for the last alone: let those on several streams wait for each other.
     #[must_use]
     pub fn rows(&self) -> &Rows {
         &self.rows

@@ -148,6 +148,7 @@ pub fn rank(
     let (capacity, dim) = (queue.capacity(), queue.dim());
     let rows = whole_rows("queries", queries.len(), dim)?;
     check_hardest(hardest, capacity)?;
+    let _turn = queue.turn();
     let labels = match (oracle_labels, queue.labels()) {
         (None, _) => None,
         (Some(_), None) => return Err(Error::MissingLabels { argument: "queue" }),

@@ -184,6 +184,7 @@ impl Step {
         shape.tuning = *tuning;
         results.ran = None;
 
+        let _turn = queue.turn();
         let queries = device.read("queries", batch.queries)?;
         let keys = device.read("keys", batch.keys)?;
         let query_labels = batch
