@@ -177,7 +177,8 @@ __device__ Synthetic synthetic(const MixParams& p, uint32_t at) {
   own.row = blockIdx.x;
   own.query_mixed = at >= p.mixed;
   own.index = own.query_mixed ? at - p.mixed : at;
-  own.count = p.faults && p.faults[own.row] != FAULT_NONE ? 0 : p.counts[own.row];
+  // No list is longer than its room, whatever is said of it.
+  own.count = p.faults && p.faults[own.row] != FAULT_NONE ? 0 : min(p.counts[own.row], p.hardest_width);
   own.at = uint64_t(own.row) * (own.query_mixed ? p.query_mixed : p.mixed) + own.index;
   return own;
 }
@@ -292,7 +293,7 @@ extern "C" __global__ void __launch_bounds__(MIX_THREADS, 4)
   __shared__ double slots[MIX_THREADS];
   const uint64_t row = blockIdx.x;
   const uint32_t all = p.mixed + p.query_mixed;
-  const uint32_t count = p.faults[row] != FAULT_NONE ? 0 : p.counts[row];
+  const uint32_t count = p.faults[row] != FAULT_NONE ? 0 : min(p.counts[row], p.hardest_width);
   const float shift = p.shifts[row];
   unsigned long long* weights = p.weights + row * p.hardest_width;
   for (uint32_t n = threadIdx.x; n < count; n += MIX_THREADS) weights[n] = 0;

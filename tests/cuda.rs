@@ -657,6 +657,8 @@ fn outputs_that_lie_in_inputs_are_refused() {
         error.expect_err("refused").to_string(),
         "hardest overlaps query labels; expected memory of its own"
     );
+    // Nothing was written, and so there is nothing to mix from.
+    assert_eq!((ranked.rows(), ranked.counts().len()), (0, 0));
     let _ = alias.leak();
 }
 

@@ -193,6 +193,7 @@ pub fn rank(
             out.select(logits.pointer(), rows, mask.as_ref(), false)?;
         }
     }
+    out.finish();
     Ok(())
 }
 
@@ -242,7 +243,9 @@ pub fn rank_logits(
     inputs.extend(labels.iter().flatten().map(Memory::bytes));
     out.expect_apart(&inputs)?;
     // SAFETY: there are `rows · capacity` logits, kept by the guard, apart from what is written.
-    unsafe { out.select(logits.pointer(), 0..rows, mask.as_ref(), true) }
+    unsafe { out.select(logits.pointer(), 0..rows, mask.as_ref(), true)? };
+    out.finish();
+    Ok(())
 }
 
 /// Lists under way: the outputs of the kernel, for one part of the rows after the other.
@@ -251,6 +254,8 @@ pub(super) struct Selection<'a> {
     capacity: usize,
     hardest: usize,
     rows: usize,
+    /// [`Ranked::rows`].
+    written: &'a mut usize,
     indices: Memory<'a, u32>,
     logits: Memory<'a, f32>,
     counts: Memory<'a, u32>,
@@ -276,18 +281,22 @@ impl<'a> Selection<'a> {
             });
         }
         (ranked.rows, ranked.hardest) = (0, hardest);
-        let selection = Self {
+        Ok(Self {
             device,
             capacity,
             hardest,
             rows,
+            written: &mut ranked.rows,
             indices: ranked.indices.reserve(device, rows, hardest)?,
             logits: ranked.logits.reserve(device, rows, hardest)?,
             counts: ranked.counts.reserve(device, rows, 1)?,
             status: ranked.status.clear(device)?,
-        };
-        ranked.rows = rows;
-        Ok(selection)
+        })
+    }
+
+    /// The lists have their rows: all that writes them is on the stream.
+    pub fn finish(self) {
+        *self.written = self.rows;
     }
 
     /// Indices, [B, N], logits, [B, N], and counts, `[B]`, from this row on.

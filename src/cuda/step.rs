@@ -274,7 +274,8 @@ impl Step {
                 held_results.status.pointer(),
             )?;
         }
-        drop((selection, held_results));
+        selection.into_iter().for_each(Selection::finish);
+        drop(held_results);
         results.ran = Some((config.clone(), shape, !given));
         Ok(())
     }
