@@ -10,7 +10,7 @@ use common::{Backend, assert_same_bits, bits};
 use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr};
 use hardmix::cpu;
 use hardmix::cuda::{self, Device, Precision, Ranked, Workspace};
-use hardmix::{DType, Draws, Error, NO_LABEL, QueryGradient, Queue, Result, Rows};
+use hardmix::{Config, DType, Draws, Error, NO_LABEL, QueryGradient, Queue, Result, Rows};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const PRECISIONS: [Precision; 2] = [Precision::Exact, Precision::Tensor];
@@ -605,6 +605,63 @@ fn what_lies_around_the_inputs_is_neither_read_nor_written() {
         assert!(words.is_untouched(|&x| x.into()), "{dtype:?}");
         assert!(seeds.is_untouched(|&x| x), "{dtype:?}");
     }
+}
+
+/// A refused draw is explained from the lists that were mixed from, and forgotten with the negatives.
+#[test]
+fn synthetic_negatives_are_checked_with_their_own_lists() {
+    let host = queue_of(DType::F32, &[1.0, 0.0, 0.0, 1.0, 0.6, 0.8], 2);
+    let queue = cuda::Queue::from_host(device(), &host).expect("a copy");
+    let lists = |rows: usize| {
+        let (indices, logits) = ([0, 1, 2].repeat(rows), vec![0.5; 3 * rows]);
+        Ranked::from_host(device(), 3, &indices, &logits, &vec![3; rows]).expect("lists")
+    };
+    let (ranked, fewer) = (lists(2), lists(1));
+    let rows = upload(&[0.5f32, 0.5, 1.0, 0.0]);
+    let (positions, weights) = (upload(&[0u32, 3]), upload(&[0.5f32, 0.5]));
+    let (no_positions, no_weights) = (positions.slice(..0), weights.slice(..0));
+    let draws = cuda::Draws::Given(cuda::GivenDraws {
+        first: &positions,
+        second: &positions,
+        alpha: &weights,
+        pick: &no_positions,
+        beta: &no_weights,
+    });
+    let config = Config::mochi(3, 1, 0).expect("settings");
+    let mut synthetic = cuda::Synthetic::new(device()).expect("features");
+    let mut mix = |rows: &CudaSlice<f32>, synthetic: &mut cuda::Synthetic| {
+        let batch = cuda::Batch::new(rows, rows, 2).expect("a batch");
+        cuda::mix(
+            device(),
+            &batch,
+            &queue,
+            &ranked,
+            &config,
+            &draws,
+            synthetic,
+        )
+    };
+    mix(&rows, &mut synthetic).expect("queued");
+    for (lists, expected) in [
+        (&fewer, "ranked has 1 elements; expected 2 (rows)"),
+        (
+            &ranked,
+            "draw first[1, 0] is position 3; expected less than 3, the number of that row's hardest",
+        ),
+    ] {
+        let error = synthetic.check(device(), lists).expect_err("refused");
+        assert_eq!(error.to_string(), expected);
+    }
+    // Refused before anything is mixed.
+    let elsewhere = Device::new(0).expect("the same device");
+    let elsewhere = elsewhere.upload("rows", &[0.5f32; 4]).expect("rows");
+    assert!(matches!(
+        mix(&elsewhere, &mut synthetic),
+        Err(Error::OtherContext {
+            argument: "queries"
+        })
+    ));
+    synthetic.check(device(), &fewer).expect("there are none");
 }
 
 /// Finite queries whose logits are not are told from queries that are not.

@@ -17,7 +17,7 @@ use super::status::Status;
 use super::workspace::Buffer;
 use crate::config::{Config, QueryGradient};
 use crate::draws::GivenDraws;
-use crate::error::{Error, Result, elements};
+use crate::error::{Error, Result, elements, expect_length};
 use crate::queue::DType;
 
 /// Synthetic negatives written out in device memory, for those who want them; the step never does.
@@ -67,13 +67,18 @@ impl Synthetic {
     }
 
     /// Whether all queries were numbers and all draws in range, of the lists that were mixed from;
-    /// waits for the stream.
+    /// waits for the stream. Where there are none, nothing was wrong with them.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] with the row of the queries, [`Error::DrawOutOfRange`] and
-    /// [`Error::OutOfRange`] for given draws, [`Error::OutOfRange`] for lists over a longer queue,
-    /// [`Error::Driver`].
+    /// [`Error::Length`] for lists of another batch, [`Error::NonFinite`] with the row of the queries,
+    /// [`Error::DrawOutOfRange`] and [`Error::OutOfRange`] for given draws, [`Error::OutOfRange`] for
+    /// lists over a longer queue, [`Error::Driver`].
     pub fn check(&self, device: &Device, ranked: &Ranked) -> Result<()> {
+        // What was refused may then be of a batch before.
+        if self.rows == 0 {
+            return Ok(());
+        }
+        expect_length("ranked", ranked.rows(), self.rows, "rows")?;
         self.status.check(device)?;
         let Some(refusal) = self.refused.read(device)? else {
             return Ok(());
@@ -334,7 +339,7 @@ pub fn mix(
     check_dim(queue, dim)?;
     check_synthetics(mixed, query_mixed)?;
     draws.check(rows, mixed, query_mixed)?;
-    crate::error::expect_length("ranked", ranked.rows(), rows, "rows")?;
+    expect_length("ranked", ranked.rows(), rows, "rows")?;
     let lens = [(mixed, "mixed"), (query_mixed, "query_mixed")]
         .map(|(count, argument)| elements(argument, rows, count));
     let [mixed_rows, query_mixed_rows] = lens;
