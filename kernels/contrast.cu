@@ -410,7 +410,7 @@ extern "C" __global__ void __launch_bounds__(BOUND_THREADS, 4)
 // A warp takes a row: where it is hot, its shift is its largest logit.
 extern "C" __global__ void __launch_bounds__(BOUND_THREADS, 4)
     settle_shifts(const __grid_constant__ BoundParams p) {
-  const uint32_t row = (blockIdx.x * BOUND_THREADS + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+  const uint32_t row = warp_row<BOUND_THREADS>(), lane = threadIdx.x % WARP;
   if (row >= p.rows || !p.hot[row]) return;
   float largest = -CUDART_INF_F;
   for (uint32_t i = lane; i < p.splits; i += WARP) {

@@ -23,14 +23,9 @@ __device__ T stored(float key, double divisor) {
   return from_float<T>(divisor == 1.0 ? key : float(double(key) / divisor));
 }
 
-// The row of the batch that this warp takes.
-__device__ uint32_t own_row() {
-  return (blockIdx.x * ENQUEUE_THREADS + threadIdx.x) / WARP;
-}
-
 template <class T>
 __device__ void check(const EnqueueParams& p) {
-  const uint32_t row = own_row(), lane = threadIdx.x % WARP;
+  const uint32_t row = warp_row<ENQUEUE_THREADS>(), lane = threadIdx.x % WARP;
   if (blockIdx.x == 0 && threadIdx.x == 0) p.state->start = p.state->next;
   if (row >= p.rows) return;
   const float* key = p.keys + uint64_t(row) * p.dim;
@@ -58,7 +53,7 @@ __device__ void write(const EnqueueParams& p) {
   if (first) p.state->next = (uint64_t(start) + p.rows) % p.capacity;
   // Of more than `capacity` keys the last stay, each where it would have ended up one by one.
   const uint32_t skipped = p.rows > p.capacity ? p.rows - p.capacity : 0;
-  const uint32_t row = skipped + own_row();
+  const uint32_t row = skipped + warp_row<ENQUEUE_THREADS>();
   if (row >= p.rows) return;
   const float* key = p.keys + uint64_t(row) * p.dim;
   const uint32_t at = (uint64_t(start) + row) % p.capacity;

@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 8)
 extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 4)
     prepare(const __grid_constant__ PrepareParams p) {
   const uint32_t lane = threadIdx.x % WARP;
-  const uint32_t row = (blockIdx.x * INFO_NCE_THREADS + threadIdx.x) / WARP;
+  const uint32_t row = warp_row<INFO_NCE_THREADS>();
   if (row >= p.rows) return;
   const float* query = p.queries + uint64_t(row) * p.dim;
   const float* key = p.keys + uint64_t(row) * p.dim;

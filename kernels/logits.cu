@@ -269,7 +269,7 @@ OF_TYPE(bf16)
 // Finds the first row with a NaN or an infinity.
 extern "C" __global__ void __launch_bounds__(CHECK_THREADS, 4)
     check_rows(const __grid_constant__ CheckParams p) {
-  const uint32_t row = (blockIdx.x * CHECK_THREADS + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+  const uint32_t row = warp_row<CHECK_THREADS>(), lane = threadIdx.x % WARP;
   if (row >= p.rows) return;
   const float* data = p.data + uint64_t(row) * p.dim;
   bool finite = true;

@@ -42,7 +42,7 @@ SAMPLE(bf16)
 // A warp takes a row.
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 4)
     thresholds(const __grid_constant__ ThresholdParams p) {
-  const uint32_t row = (blockIdx.x * SAMPLE_THREADS + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+  const uint32_t row = warp_row<SAMPLE_THREADS>(), lane = threadIdx.x % WARP;
   if (row >= p.rows) return;
   float least = CUDART_INF_F;
   if (p.sampled_logits && p.counts[row] == p.rank) {

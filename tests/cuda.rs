@@ -3,11 +3,15 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::cases::{Case, DrawKind, Labels, Recipe, gaussian, small_integers, unit_rows};
 use common::cuda::{CUDA, alone, device, is_softgpu, to_host, under_all_schedules};
 use common::oracle::exact;
 use common::{Backend, assert_same_bits, bits};
-use cudarc::driver::{CudaSlice, CudaView, DevicePtr, DeviceRepr};
+use cudarc::driver::{
+    CudaSlice, CudaStream, CudaView, DevicePtr, DeviceRepr, DeviceSlice, SyncOnDrop,
+};
 use hardmix::cpu;
 use hardmix::cuda::{self, Device, Precision, Ranked, Workspace};
 use hardmix::{Config, DType, Draws, Error, NO_LABEL, QueryGradient, Queue, Result, Rows};
@@ -662,6 +666,65 @@ fn synthetic_negatives_are_checked_with_their_own_lists() {
         })
     ));
     synthetic.check(device(), &fewer).expect("there are none");
+}
+
+/// Memory that says it has so many elements.
+struct Claimed(usize, Arc<CudaStream>);
+
+impl DeviceSlice<f32> for Claimed {
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn stream(&self) -> &Arc<CudaStream> {
+        &self.1
+    }
+}
+
+impl DevicePtr<f32> for Claimed {
+    fn device_ptr<'a>(&'a self, _: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+        (1 << 20, SyncOnDrop::Record(None))
+    }
+}
+
+/// As many features as 32 bits cannot count are an error before memory for their logits is asked for.
+#[test]
+fn features_beyond_32_bits_are_refused() {
+    const MIXED: usize = (1 << 31) - 1;
+    let queue = cuda::Queue::from_host(device(), &queue_of(DType::F32, &[1.0], 1)).expect("a copy");
+    let rows = upload(&[1.0f32; 3]);
+    let batch = cuda::Batch::new(&rows, &rows, 1).expect("a batch");
+    let config = Config::mochi(1, MIXED, 0).expect("settings");
+    let mut step = cuda::Step::new(device(), config).expect("a step");
+    let [mixed, none] = [3 * MIXED, 0].map(|len| Claimed(len, device().stream().clone()));
+    let error = cuda::info_nce(&mut step, &batch, &queue, &mixed, &none).expect_err("refused");
+    assert_eq!(
+        error.to_string(),
+        "synthetic.mixed is 6442450941 rows; expected less than 2^32 rows"
+    );
+}
+
+/// Rows whose threads 32 bits do not count, which softgpu would take hours for: the one that is no number
+/// is named.
+#[test]
+fn a_batch_of_very_many_keys_is_checked_whole_on_hardware() {
+    const BAD: usize = (1 << 27) + 3;
+    if is_softgpu() {
+        return;
+    }
+    let host = queue_of(DType::F32, &[1.0, 2.0], 1);
+    let mut queue = cuda::Queue::from_host(device(), &host).expect("a copy");
+    let mut keys = vec![0.5f32; BAD + 5];
+    keys[BAD] = f32::NAN;
+    queue
+        .enqueue(device(), &upload(&keys), None)
+        .expect("queued");
+    let error = queue.check(device()).expect_err("refused");
+    assert_eq!(
+        error.to_string(),
+        format!("row {BAD} of keys is not finite")
+    );
+    assert_eq!(queue.to_host(device()).expect("a copy"), host);
 }
 
 /// Finite queries whose logits are not are told from queries that are not.

@@ -1,9 +1,16 @@
-// Sums over the lanes of a warp, in a fixed tree: every lane gets the same bits.
+// Warps that take a row each, and sums over their lanes, in a fixed tree: every lane gets the same bits.
 #pragma once
 #include <stdint.h>
 
 constexpr uint32_t WARP = 32;
 constexpr uint32_t ALL_LANES = 0xffffffffu;
+
+// The row of this warp where a warp takes a row. Of 2^27 rows or more the threads before it are too many
+// for 32 bits to count.
+template <uint32_t THREADS>
+__device__ uint32_t warp_row() {
+  return blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+}
 
 template <class T>
 __device__ T warp_sum(T x) {

@@ -14,7 +14,7 @@ use super::queue::Queue;
 use super::step::{Negatives, Step};
 use super::weigh::{Splits, Weighing};
 use crate::config::{Config, Reduction};
-use crate::error::{Result, elements, expect_length};
+use crate::error::{Error, Result, elements, expect_length};
 use crate::queue::DType;
 
 /// Puts on the stream of `step` the loss and gradient over the queue and given synthetic negatives,
@@ -23,8 +23,8 @@ use crate::queue::DType;
 /// and draws play no part. Rows without an unmasked negative ignore theirs.
 ///
 /// # Errors
-/// As [`Step::run`]; [`crate::Error::Length`] for features of another shape. A feature that is not
-/// finite is what reading the output reports.
+/// As [`Step::run`]; [`Error::Length`] for features of another shape, [`Error::OutOfRange`] for 2³² of
+/// a kind or more. A feature that is not finite is what reading the output reports.
 pub fn info_nce(
     step: &mut Step,
     batch: &Batch<'_>,
@@ -40,11 +40,16 @@ pub fn info_nce(
             step.config().query_mixed(),
         ),
     ] {
-        let len = elements(
-            argument,
-            elements(argument, batch.rows(), count)?,
-            batch.dim(),
-        )?;
+        let rows = elements(argument, batch.rows(), count)?;
+        // A status names them in 32 bits.
+        if rows > u32::MAX as usize {
+            return Err(Error::OutOfRange {
+                argument,
+                value: format!("{rows} rows"),
+                expected: "less than 2^32 rows",
+            });
+        }
+        let len = elements(argument, rows, batch.dim())?;
         expect_length(argument, features.len(), len, "rows × synthetics × dim")?;
     }
     step.run_over(batch, queue, Negatives::Given(mixed, query_mixed))

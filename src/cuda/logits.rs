@@ -144,7 +144,8 @@ impl Product {
 /// a word of a status.
 ///
 /// # Safety
-/// There are that many elements, and `seen` is in a status that outlives the kernel.
+/// There are that many elements, in fewer than 2³² rows, and `seen` is in a status that outlives the
+/// kernel.
 pub(super) unsafe fn check_rows(
     device: &Device,
     data: &Memory<'_, f32>,
@@ -152,6 +153,7 @@ pub(super) unsafe fn check_rows(
     dim: usize,
     seen: *mut u32,
 ) -> Result<()> {
+    debug_assert!(rows <= u32::MAX as usize);
     let params = CheckParams {
         data: data.pointer(),
         seen,
