@@ -611,6 +611,26 @@ fn what_lies_around_the_inputs_is_neither_read_nor_written() {
     }
 }
 
+/// Before the first batch, and after one that was refused, there is nothing to be had of a step.
+#[test]
+fn a_step_that_has_not_run_has_no_loss() {
+    let queue = cuda::Queue::from_host(device(), &queue_of(DType::F32, &[1.0, 2.0], 1));
+    let queue = queue.expect("a copy");
+    let rows = upload(&[1.0f32, 0.5]);
+    let elsewhere = Device::new(0).expect("the same device");
+    let elsewhere = elsewhere.upload("rows", &[0.5f32; 2]).expect("rows");
+    let words = upload(&[1u64, 2]);
+    let mut step = cuda::Step::new(device(), Config::moco()).expect("a step");
+    let run = |rows: &CudaSlice<f32>, step: &mut cuda::Step| {
+        let batch = cuda::Batch::new(rows, rows, 1).expect("a batch");
+        let result = step.run(&batch, &queue, &cuda::Draws::Seeded(&words));
+        (result.is_ok(), step.loss().len(), step.loss_rows().len())
+    };
+    assert_eq!(step.loss().len(), 0);
+    assert_eq!(run(&rows, &mut step), (true, 1, 2));
+    assert_eq!(run(&elsewhere, &mut step), (false, 0, 0));
+}
+
 /// A refused draw is explained from the lists that were mixed from, and forgotten with the negatives.
 #[test]
 fn synthetic_negatives_are_checked_with_their_own_lists() {
@@ -633,7 +653,7 @@ fn synthetic_negatives_are_checked_with_their_own_lists() {
     });
     let config = Config::mochi(3, 1, 0).expect("settings");
     let mut synthetic = cuda::Synthetic::new(device()).expect("features");
-    let mut mix = |rows: &CudaSlice<f32>, synthetic: &mut cuda::Synthetic| {
+    let mix = |rows: &CudaSlice<f32>, synthetic: &mut cuda::Synthetic| {
         let batch = cuda::Batch::new(rows, rows, 2).expect("a batch");
         cuda::mix(
             device(),

@@ -289,10 +289,12 @@ impl Step {
         self.results.read(&self.device)
     }
 
-    /// The reduced loss, `[1]`: NaN where a row is no number.
+    /// The reduced loss, `[1]`: NaN where a row is no number. Empty, as all other results are, where no
+    /// batch was run or the last one was refused.
     #[must_use]
     pub fn loss(&self) -> CudaView<'_, f32> {
-        self.results.loss.first(1)
+        let ran = self.results.ran.is_some();
+        self.results.loss.first(usize::from(ran))
     }
 
     /// Loss of each row, `[B]`.
