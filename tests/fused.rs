@@ -260,6 +260,18 @@ fn sliced(case: &Case, slice: Option<usize>) -> Output {
     common::Step::run(&mut step, &case.batch(), &case.queue, &case.draws).expect("a step")
 }
 
+/// The gradient of synthetic negatives has a grid with a block for each 128 bytes of a row.
+#[test]
+fn rows_that_no_grid_covers_are_refused() {
+    const DIM: usize = 65535 * 32 + 1;
+    let case = case(1, 1, DIM, DType::F32);
+    let error = FUSED.step(&case).expect_err("refused");
+    assert_eq!(
+        error.to_string(),
+        "dim is 2097121; expected rows of at most 65535 · 128 bytes on the fused path"
+    );
+}
+
 /// No schedule and no batch changes a bit of what slices add up to.
 #[test]
 fn neither_schedule_nor_batch_changes_a_bit_of_slices() {

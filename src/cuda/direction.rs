@@ -2,12 +2,24 @@
 
 use super::device::Launch;
 use super::params::{DIRECTION_LANES, DIRECTION_THREADS, DirectionParams};
-use super::part::Part;
-use crate::error::Result;
+use super::part::{Part, Shape};
+use crate::error::{Error, Result};
 use crate::queue::DType;
 
 /// Bytes of a queue row that a block takes.
 const WIDTH: usize = DIRECTION_LANES as usize * 16;
+
+/// Refuses rows for which a grid has too few blocks in its second direction.
+pub(super) fn check(shape: Shape) -> Result<()> {
+    if !shape.fused || shape.row_bytes().div_ceil(WIDTH) <= 65535 {
+        return Ok(());
+    }
+    Err(Error::OutOfRange {
+        argument: "dim",
+        value: shape.dim.to_string(),
+        expected: "rows of at most 65535 · 128 bytes on the fused path",
+    })
+}
 
 impl Part<'_> {
     /// The direction that the weights of the hardest, which `fold` left, give to the gradient.

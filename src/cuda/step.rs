@@ -5,6 +5,7 @@ use cudarc::driver::{CudaView, DevicePtr};
 use super::batch::{Batch, Draws, UsedDraws};
 use super::contrast::{FusedTuning, Path};
 use super::device::{Device, Memory};
+use super::direction;
 use super::logits::{Precision, check_rows};
 use super::mix::{HeldDraws, check_dim, check_synthetics};
 use super::output::Results;
@@ -126,8 +127,8 @@ impl Step {
     /// # Errors
     /// [`Error::Dimension`] for a queue of another dimension, [`Error::HardestBeyondQueue`] for
     /// N > K, [`Error::MissingLabels`] for an oracle without labels on both sides, [`Error::Length`]
-    /// for draws of another shape, [`Error::OutOfRange`] for a queue of more than 2²⁸ rows or 2³¹
-    /// synthetic negatives a row and for a path that these settings cannot take,
+    /// for draws of another shape, [`Error::OutOfRange`] for a queue of more than 2²⁸ rows, 2³¹
+    /// synthetic negatives a row and, on the fused path, rows of more than 65535 · 128 bytes,
     /// [`Error::OtherContext`], [`Error::OutOfMemory`], [`Error::Capturing`], [`Error::Driver`].
     pub fn run(&mut self, batch: &Batch<'_>, queue: &Queue, draws: &Draws<'_>) -> Result<()> {
         draws.check(batch.rows(), self.config.mixed(), self.config.query_mixed())?;
@@ -182,6 +183,7 @@ impl Step {
         let mut shape = shape(config, batch, queue, *rows_at_once, given)?;
         shape.fused = path.is_fused();
         shape.tuning = *tuning;
+        direction::check(shape)?;
         results.ran = None;
 
         let _turn = queue.turn();
