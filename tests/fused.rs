@@ -249,15 +249,51 @@ fn slices_agree_with_the_reference() {
 }
 
 fn sliced(case: &Case, slice: Option<usize>) -> Output {
-    let tuning = FusedTuning {
-        slice,
-        ..FusedTuning::default()
-    };
+    tuned(
+        case,
+        FusedTuning {
+            slice,
+            ..FusedTuning::default()
+        },
+    )
+}
+
+fn tuned(case: &Case, tuning: FusedTuning) -> Output {
     let mut step = cuda::Step::new(device(), case.config.clone())
         .expect("a step")
         .with_path(Path::Fused)
         .with_fused_tuning(tuning);
     common::Step::run(&mut step, &case.batch(), &case.queue, &case.draws).expect("a step")
+}
+
+/// Where a block has no more than 99 KiB of shared memory, as with compute capability 8.9, the pass takes 256
+/// dimensions of some types only, and slices do for the others.
+#[test]
+fn little_shared_memory_agrees_with_the_reference() {
+    if is_softgpu() && !common::cuda::alone("little_shared_memory_agrees_with_the_reference") {
+        return;
+    }
+    let tuning = FusedTuning {
+        shared: Some(99 << 10),
+        slice: Some(96),
+        ..FusedTuning::default()
+    };
+    for (dtype, in_slices) in [(DType::F32, true), (DType::F16, false), (DType::Bf16, true)] {
+        for (dim, in_slices) in [(128, false), (129, in_slices), (256, in_slices)] {
+            let case = mochi((3, 230, dim), (40, 20, 10), dtype);
+            if is_softgpu() {
+                softgpu::take_launches();
+            }
+            let output = tuned(&case, tuning);
+            compare::step(&case, &output, FUSED.arithmetic())
+                .unwrap_or_else(|why| panic!("{dtype:?}, {dim} dimensions: {why}"));
+            if is_softgpu() {
+                let launches = softgpu::take_launches();
+                let sliced = launches.iter().any(|(kernel, _)| kernel == "score");
+                assert_eq!(sliced, in_slices, "{dtype:?}, {dim} dimensions");
+            }
+        }
+    }
 }
 
 /// The gradient of synthetic negatives has a grid with a block for each 128 bytes of a row.

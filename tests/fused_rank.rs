@@ -78,6 +78,7 @@ fn same(input: &Input, precision: Precision, tunings: &[FusedTuning], what: &str
 
 const ALL: FusedTuning = FusedTuning {
     slice: None,
+    shared: None,
     sample: None,
     room: None,
     forced: None,

@@ -22,7 +22,8 @@ pub enum Path {
     /// One pass over the queue that keeps no logits: memory for B·(64·d) floats at most in place of
     /// B·K, and for candidates of the hardest, a bit a logit and some four times N floats a query. With
     /// more than 256 dimensions logits of 8192 queue rows and 256 queries are made at a time, which stay in
-    /// the device's L2. Synthetic negatives join from the rows they are mixed from. Where N is too large
+    /// the device's L2; so they are with more than 128 where blocks cannot have the up to 132 KiB of shared
+    /// memory that the pass then takes (compute capabilities 8.6, 8.9 and 12 have 99). Synthetic negatives join from the rows they are mixed from. Where N is too large
     /// for a list of candidates (above 4586 at K = 65536, above 2136 from 2¹⁸ on; up to 8192 rows no N
     /// is), logits are made beside the pass after all.
     Fused,
@@ -46,6 +47,8 @@ impl Path {
 pub struct FusedTuning {
     /// Queue rows of a slice, for more dimensions than one pass takes.
     pub slice: Option<usize>,
+    /// Shared memory, bytes, that a block can have.
+    pub shared: Option<u32>,
     /// Rows of the sample.
     pub sample: Option<usize>,
     /// Logits of a query and a split that are kept.
@@ -73,8 +76,36 @@ const DEEPEST: f32 = 60.0;
 const UNIFORMITY_FACTOR: f32 = 4.0;
 pub(super) const UNIFORMITY_SCALE: f32 = UNIFORMITY_FACTOR * std::f32::consts::LOG2_E;
 
-/// The most dimensions whose sums lie in registers.
-pub(super) const MOST_DIM: usize = CONTRAST_LARGE_DIM as usize;
+/// The most dimensions of the pass: whose sums lie in registers, and for which a block can have the shared
+/// memory.
+pub(super) fn most_dim(dtype: DType, precision: Precision, most_shared: u32) -> usize {
+    if shared(dtype, precision, false) <= most_shared {
+        CONTRAST_LARGE_DIM as usize
+    } else {
+        CONTRAST_DIM as usize
+    }
+}
+
+/// Shared memory, bytes, of a block of the kernels for few dimensions or for many: the ring, and the
+/// queries.
+fn shared(dtype: DType, precision: Precision, few: bool) -> u32 {
+    let (dim, stages) = if few {
+        (CONTRAST_DIM, CONTRAST_STAGES)
+    } else {
+        (CONTRAST_LARGE_DIM, CONTRAST_LARGE_STAGES)
+    };
+    let padding = match dtype {
+        DType::F32 => CONTRAST_PADDING,
+        DType::F16 | DType::Bf16 => CONTRAST_PADDING_16,
+    };
+    let query = match (dtype, precision) {
+        (DType::F32 | DType::F16, _) => (dim + CONTRAST_PADDING) * 4,
+        (DType::Bf16, Precision::Exact) => 3 * (dim + CONTRAST_PADDING_16) * 2,
+        (DType::Bf16, Precision::Tensor) => (dim + CONTRAST_PADDING_16) * 2,
+    };
+    let stage = CONTRAST_DEPTH * (dim + padding) * dtype.bytes() as u32;
+    stages * stage + CONTRAST_ROWS * query
+}
 
 impl Part<'_> {
     /// Shifts, exponentials and weighted sums of the queue, as `maxima`, `exponentials` and `weigh`
@@ -130,19 +161,9 @@ impl Part<'_> {
     unsafe fn pass(&self, choose: fn([&'static str; 3]) -> &'static str) -> Result<()> {
         let ranking = self.shape.ranking();
         let (rows, splits) = (self.rows.len() as u32, splits(self.shape.capacity) as u32);
-        let element = self.shape.dtype.bytes();
-        let padding = match self.shape.dtype {
-            DType::F32 => CONTRAST_PADDING,
-            DType::F16 | DType::Bf16 => CONTRAST_PADDING_16,
-        };
         let few = self.shape.dim <= CONTRAST_DIM as usize;
-        let (dim, stages) = if few {
-            (CONTRAST_DIM, CONTRAST_STAGES)
-        } else {
-            (CONTRAST_LARGE_DIM, CONTRAST_LARGE_STAGES)
-        };
-        let aligned = (self.queue as usize).is_multiple_of(16)
-            && (self.shape.dim * element).is_multiple_of(16);
+        let aligned =
+            (self.queue as usize).is_multiple_of(16) && self.shape.row_bytes().is_multiple_of(16);
         let params = ContrastParams {
             queries: self.scratch.usable,
             queue: self.queue.cast(),
@@ -169,18 +190,12 @@ impl Part<'_> {
             room: ranking.map_or(0, |ranking| ranking.room) as u32,
             queue_aligned: u32::from(aligned),
         };
-        let stage = CONTRAST_DEPTH * (dim + padding) * element as u32;
-        let query = match (self.shape.dtype, self.precision) {
-            (DType::F32 | DType::F16, _) => (dim + CONTRAST_PADDING) * 4,
-            (DType::Bf16, Precision::Exact) => 3 * (dim + CONTRAST_PADDING_16) * 2,
-            (DType::Bf16, Precision::Tensor) => (dim + CONTRAST_PADDING_16) * 2,
-        };
         let launch = Launch {
             file: "contrast",
             kernel: choose(kernels(self.shape.dtype, self.precision, few)),
             grid: (rows.div_ceil(CONTRAST_ROWS), splits, 1),
             threads: CONTRAST_THREADS,
-            shared: stages * stage + CONTRAST_ROWS * query,
+            shared: shared(self.shape.dtype, self.precision, few),
         };
         // SAFETY: the contract of `Part`; the kernel is one for this type.
         unsafe { self.device.launch(launch, &params) }
@@ -221,5 +236,29 @@ fn kernels(dtype: DType, precision: Precision, few: bool) -> [&'static str; 3] {
         (DType::Bf16, Exact, false) => named!("bf16_exact_256"),
         (DType::Bf16, Tensor, true) => named!("bf16_tensor_128"),
         (DType::Bf16, Tensor, false) => named!("bf16_tensor_256"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_blocks_have_little_shared_memory_few_dimensions_are_sliced() {
+        use Precision::{Exact, Tensor};
+        for (dtype, precision, bytes) in [
+            (DType::F32, Exact, 133_120),
+            (DType::F32, Tensor, 133_120),
+            (DType::F16, Exact, 100_352),
+            (DType::F16, Tensor, 100_352),
+            (DType::Bf16, Exact, 135_168),
+            (DType::Bf16, Tensor, 67_584),
+        ] {
+            assert_eq!(shared(dtype, precision, false), bytes);
+            assert_eq!(most_dim(dtype, precision, bytes), 256);
+            assert_eq!(most_dim(dtype, precision, bytes - 1), 128);
+            // Of compute capability 8.6, the least of those from 8.0 up.
+            assert!(shared(dtype, precision, true) <= 99 << 10);
+        }
     }
 }

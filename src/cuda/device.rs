@@ -6,7 +6,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result::memset_d8_async;
-use cudarc::driver::sys::{self, CUfunction_attribute, CUresult, CUstreamCaptureStatus};
+use cudarc::driver::sys::{
+    self, CUdevice_attribute, CUfunction_attribute, CUresult, CUstreamCaptureStatus,
+};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, DevicePtr,
     DevicePtrMut, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, SyncOnDrop,
@@ -39,6 +41,8 @@ struct Kernels {
     modules: Vec<(&'static str, Arc<CudaModule>)>,
     /// By name, with the shared memory that was allowed so far.
     functions: Mutex<HashMap<&'static str, (CudaFunction, u32)>>,
+    /// Shared memory, bytes, that a block gets where it is asked for.
+    most_shared: u32,
 }
 
 /// Which kernel is launched, and how.
@@ -119,6 +123,9 @@ impl Device {
                 expected: "at least 8.0",
             });
         }
+        let most_shared = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+            .map_err(driver("asking for the shared memory of a block"))?;
         let modules = IMAGES
             .iter()
             .map(|&(name, image)| {
@@ -131,6 +138,7 @@ impl Device {
         let kernels = Kernels {
             modules,
             functions: Mutex::default(),
+            most_shared: u32::try_from(most_shared).unwrap_or(PLAIN_SHARED),
         };
         Ok(Self {
             kernels: Arc::new(kernels),
@@ -219,6 +227,11 @@ impl Device {
         // To memory that is not pinned the driver usually waits by itself, but says that it need not.
         self.synchronize()?;
         Ok(copy)
+    }
+
+    /// Shared memory, bytes, that a block can have.
+    pub(super) fn most_shared(&self) -> u32 {
+        self.kernels.most_shared
     }
 
     /// `rows · width` elements that nobody has written; never none, which the driver refuses.

@@ -39,6 +39,8 @@ pub(super) struct Shape {
     pub rows_at_once: usize,
     /// Whether loss and gradient are made in one pass over the queue.
     pub fused: bool,
+    /// Of that pass.
+    pub most_dim: usize,
     pub tuning: FusedTuning,
 }
 
@@ -73,12 +75,12 @@ impl Shape {
     }
 
     /// How many queue rows' logits lie in memory at a time, on the fused path where a pass takes fewer
-    /// dimensions: by K and d alone.
+    /// dimensions: by K, d and what the pass takes alone.
     pub fn slice(&self) -> Option<usize> {
         let length = self.tuning.slice.unwrap_or(SCORE_LENGTH as usize);
         // Of whole tiles.
         let length = length.max(1).next_multiple_of(CONTRAST_DEPTH as usize);
-        (self.fused && self.dim > contrast::MOST_DIM).then_some(length.min(self.capacity))
+        (self.fused && self.dim > self.most_dim).then_some(length.min(self.capacity))
     }
 
     pub fn row_bytes(&self) -> usize {

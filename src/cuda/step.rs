@@ -3,7 +3,7 @@
 use cudarc::driver::{CudaView, DevicePtr};
 
 use super::batch::{Batch, Draws, UsedDraws};
-use super::contrast::{FusedTuning, Path};
+use super::contrast::{self, FusedTuning, Path};
 use super::device::{Device, Memory};
 use super::direction;
 use super::logits::{Precision, check_rows};
@@ -21,7 +21,8 @@ use crate::{self as host};
 /// The MoCHi loss on an NVIDIA GPU: settings, outputs, and memory that is reused from step to step.
 ///
 /// A row's results depend on its query, its key, the queue and its draws alone, bit by bit: not on
-/// the rest of the batch, and not on the device, as long as it multiplies alike.
+/// the rest of the batch, and not on the device, as long as it multiplies alike and, on the fused path,
+/// takes as many dimensions in one pass.
 #[derive(Debug)]
 pub struct Step {
     device: Device,
@@ -183,6 +184,8 @@ impl Step {
         let mut shape = shape(config, batch, queue, *rows_at_once, given)?;
         shape.fused = path.is_fused();
         shape.tuning = *tuning;
+        let most_shared = tuning.shared.unwrap_or_else(|| device.most_shared());
+        shape.most_dim = contrast::most_dim(shape.dtype, *precision, most_shared);
         direction::check(shape)?;
         results.ran = None;
 
@@ -364,6 +367,7 @@ fn shape(
         query_mixed: config.query_mixed(),
         rows_at_once,
         fused: false,
+        most_dim: 0,
         tuning: FusedTuning::default(),
     };
     check_synthetics(shape.mixed, shape.query_mixed)?;
