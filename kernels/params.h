@@ -208,6 +208,7 @@ struct PassedParams {
   const float* passed_logits;    // [rows, splits, room]
   const uint32_t* passed;        // [rows, splits]
   const uint32_t* unmasked;      // [rows, splits]
+  const uint32_t* faults;        // [rows]
   uint32_t* marked;              // [rows], whether the hardest are not surely among what has passed
   uint32_t tiles;
   uint32_t splits;

@@ -294,6 +294,14 @@ extern "C" __global__ void __launch_bounds__(RANK_THREADS, 2)
   extern __shared__ __align__(16) Candidate candidates[];
   __shared__ Shared shared;
   __shared__ Chunk chunk;
+  const Out out = {p.out, blockIdx.x};
+  // Its logits are all zero, and all pass: to repair a batch of such rows would take forever, for lists
+  // that nobody reads.
+  if (p.faults[blockIdx.x] != FAULT_NONE) {
+    if (threadIdx.x == 0) p.marked[blockIdx.x] = 0;
+    out.begin(0);
+    return;
+  }
   uint32_t passed = 0, unmasked = 0;
   bool clipped = false;
   for (uint32_t i = 0; i < p.splits; ++i) {
@@ -307,7 +315,6 @@ extern "C" __global__ void __launch_bounds__(RANK_THREADS, 2)
   if (threadIdx.x == 0) p.marked[blockIdx.x] = marked;
   if (marked) return;
   gather(p, shared, chunk, candidates);
-  const Out out = {p.out, blockIdx.x};
   const List source = {candidates, passed};
   const Bin top = top_bin(source, shared, out);
   const uint32_t taken = min(p.out.hardest, top.total);

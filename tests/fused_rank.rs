@@ -257,6 +257,31 @@ fn thresholds_of_a_sample_need_no_repair() {
     }
 }
 
+/// All logits of a row with a fault are as good as any other: it has no hardest, and what would find them is
+/// spared.
+#[test]
+fn rows_with_a_fault_are_not_repaired() {
+    if !is_softgpu() || !alone("rows_with_a_fault_are_not_repaired") {
+        return;
+    }
+    let mut input = input(3, 4, 20, random(9000, 4, DType::F32));
+    input.queries[0] = f32::NAN;
+    input.keys[2 * 4] = f32::INFINITY;
+    softgpu::take_launches();
+    let output = run(&input, Path::Fused, Precision::Exact, ALL);
+    let launches = softgpu::take_launches();
+    let repair = launches
+        .iter()
+        .find(|(kernel, _)| kernel == "repair_f32_exact");
+    assert_eq!(repair.expect("launched").1.tensor_operations, 0);
+    let none = [hardmix::NO_ROW; 20];
+    assert_eq!(
+        [&output.hardest[..20], &output.hardest[40..]],
+        [&none[..]; 2]
+    );
+    assert!(!output.hardest[20..40].contains(&hardmix::NO_ROW));
+}
+
 #[test]
 fn every_schedule_gives_the_same_bits() {
     under_all_schedules(|| {

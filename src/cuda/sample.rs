@@ -182,6 +182,7 @@ impl Part<'_> {
             passed_logits: scratch.passed_logits,
             passed: scratch.passed,
             unmasked: scratch.unmasked,
+            faults: scratch.faults,
             marked: scratch.marked,
             tiles: ranking.tiles as u32,
             splits: contrast::splits(self.shape.capacity) as u32,
