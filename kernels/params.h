@@ -90,7 +90,8 @@ constexpr uint32_t CONTRAST_THREADS = 128;
 constexpr uint32_t CONTRAST_ROWS = 64;
 constexpr uint32_t CONTRAST_DEPTH = 32;
 // The most dimensions, whose sums lie in registers, and the stages of its ring in shared memory: of the
-// kernels for few dimensions two blocks fit a multiprocessor, of those for many one, of sm_80 too.
+// kernels for few dimensions two blocks fit a multiprocessor, but of f32 one where it has the 164 KiB of
+// sm_80; of those for many one does.
 constexpr uint32_t CONTRAST_DIM = 128;
 constexpr uint32_t CONTRAST_STAGES = 3;
 constexpr uint32_t CONTRAST_LARGE_DIM = 256;

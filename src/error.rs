@@ -9,7 +9,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that the crate refuses, with the argument's name, what it was and what was expected.
 ///
-/// A call that returns an error has changed nothing: no queue row written, no cursor moved.
+/// A call that refuses what it was given has changed nothing: no queue row written, no cursor moved. Only
+/// an output that was to be written may be empty then. On a GPU that holds for what is refused at once, not
+/// for what the driver fails with half-way.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -20,12 +20,13 @@ pub enum Path {
     #[default]
     Auto,
     /// One pass over the queue that keeps no logits: memory for B·(64·d) floats at most in place of
-    /// B·K, and for candidates of the hardest, a bit a logit and some four times N floats a query. With
-    /// more than 256 dimensions logits of 8192 queue rows and 256 queries are made at a time, which stay in
-    /// the device's L2; so they are with more than 128 where blocks cannot have the up to 132 KiB of shared
-    /// memory that the pass then takes (compute capabilities 8.6, 8.9 and 12 have 99). Synthetic negatives join from the rows they are mixed from. Where N is too large
-    /// for a list of candidates (above 4586 at K = 65536, above 2136 from 2¹⁸ on; up to 8192 rows no N
-    /// is), logits are made beside the pass after all.
+    /// B·K, and for the hardest 16·K floats, a bit a logit and, of candidates and of a sample, some 16·N
+    /// floats a query at N = 1024 of K = 65536. With more than 256 dimensions logits of 8192 queue rows
+    /// and 256 queries are made at a time, which stay in the device's L2; so they are with more than 128
+    /// where blocks cannot have the up to 132 KiB of shared memory that the pass then takes (compute
+    /// capabilities 8.6, 8.9 and 12 have 99). Synthetic negatives join from the rows they are mixed from.
+    /// Where N is too large for a list of candidates (above 4586 at K = 65536, above 2136 from 2¹⁸ on; up
+    /// to 8192 rows no N is), logits are made beside the pass after all.
     Fused,
     /// The logits of some of the queries are made in memory, then read by each kernel after.
     Unfused,

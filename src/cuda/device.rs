@@ -172,7 +172,7 @@ impl Device {
             .map_err(driver("waiting for the stream"))
     }
 
-    /// A copy in device memory.
+    /// A copy in device memory; may wait for the stream.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Capturing`], [`Error::Driver`].

@@ -16,10 +16,10 @@
 //! rows, `status` holds what only the device can see, `workspace` memory that is planned once and reused.
 //!
 //! Every function puts its work on the [`Device`]'s stream and returns; none waits for the device
-//! unless its documentation says so, and none allocates once its outputs and workspace have their
-//! size. Inputs are slices and views of cudarc's alike, and what is wrong with them is an error before
-//! anything is launched. What only the device can see, a NaN, is a status that the caller reads when
-//! it suits.
+//! unless its documentation says so or it copies from host memory, and on slices none allocates once its
+//! outputs and workspace have their size and the queue its labels. Inputs are slices and views of
+//! cudarc's alike, and what is wrong with them is an error before anything is launched. What only the
+//! device can see, a NaN, is a status that the caller reads when it suits.
 //!
 //! ```no_run
 //! use hardmix::cuda::{self, Device, Precision, Ranked, Workspace};
