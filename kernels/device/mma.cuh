@@ -21,8 +21,10 @@ struct Split {
   uint32_t high, low;
 };
 
+// PTX says nothing of the 13 bits that a float has and TF32 has not: tensor cores ignore them, and so must
+// the subtraction, for what is left to be all that they leave out.
 __device__ inline Split split(float x) {
-  const uint32_t high = to_tf32(x);
+  const uint32_t high = to_tf32(x) & 0xffffe000u;
   return {high, to_tf32(x - __uint_as_float(high))};
 }
 
