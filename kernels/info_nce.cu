@@ -22,6 +22,10 @@ constexpr double LARGEST_LOGIT = 1e37;
 constexpr double UNIFORMITY_FACTOR = 4.0;
 constexpr float UNIFORMITY_SCALE = 5.7707801635558535f;
 
+// Blocks that every multiprocessor holds: those of compute capabilities 8.6, 8.9 and 12 have no more than
+// 1536 threads, and for them ptxas refuses to be asked for more.
+constexpr uint32_t FULL = 1536 / INFO_NCE_THREADS;
+
 // How many exponentials a thread sums in f32 before the sum joins a double.
 constexpr uint32_t CHUNK = 16;
 static_assert(INFO_NCE_SPLIT == CHUNK * INFO_NCE_THREADS, "a thread's logits of a split are a chunk");
@@ -42,7 +46,7 @@ struct Mask {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 8)
+extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, FULL)
     longest(const __grid_constant__ LongestParams p) {
   __shared__ float slots[INFO_NCE_THREADS];
   const uint32_t start = blockIdx.x * LONGEST_SPLIT;
@@ -118,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 4)
 }
 
 // A block takes a split of a row.
-extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 8)
+extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, FULL)
     maxima(const __grid_constant__ MaximaParams p) {
   __shared__ float slots[INFO_NCE_THREADS];
   __shared__ uint32_t counts[INFO_NCE_THREADS];
@@ -143,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 8)
 }
 
 // A block takes a row.
-extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, 8)
+extern "C" __global__ void __launch_bounds__(INFO_NCE_THREADS, FULL)
     shift(const __grid_constant__ ShiftParams p) {
   __shared__ float slots[INFO_NCE_THREADS];
   __shared__ uint32_t counts[INFO_NCE_THREADS];
