@@ -250,7 +250,8 @@ fn elements<T, const SIZE: usize>(view: &TensorView<'_>, element: fn([u8; SIZE])
         .collect()
 }
 
-/// The case's draws: written out, or by seed and step; never both.
+/// The case's draws: written out, or by seed and step; never both. Where nothing is drawn, either,
+/// both and neither are the same.
 fn draws(
     settings: &Settings,
     tensors: &Tensors<'_>,
@@ -262,14 +263,15 @@ fn draws(
     let step: Option<u64> = settings.get("step", number)?;
     let given = ["first", "second", "alpha", "pick", "beta"];
     let written = given.iter().find(|name| tensors.view(name).is_some());
+    let drawn = config.mixed() > 0 || config.query_mixed() > 0;
     match (seed, step, written) {
-        (Some(_), None, _) => Err("has a `seed` but no `step`".into()),
-        (None, Some(_), _) => Err("has a `step` but no `seed`".into()),
-        (Some(_), Some(_), Some(name)) => Err(format!(
+        (Some(_), None, _) if drawn => Err("has a `seed` but no `step`".into()),
+        (None, Some(_), _) if drawn => Err("has a `step` but no `seed`".into()),
+        (Some(_), Some(_), Some(name)) if drawn => Err(format!(
             "has both draws (`{name}`) and `seed` with `step`; expected one of them"
         )),
         (Some(seed), Some(step), None) => Draws::seeded(seed, step).map_err(|e| e.to_string()),
-        (None, None, _) => {
+        _ => {
             let mixed = (rows, config.mixed());
             let query_mixed = (rows, config.query_mixed());
             Ok(Draws::given(GivenDraws {

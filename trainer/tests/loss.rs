@@ -128,6 +128,16 @@ fn golden_cases_through_the_program() {
 
 /// A small case with the given settings over sound ones, and its file.
 fn case(folder: &Path, settings: &[(&str, &str)], left_out: Option<&str>) -> PathBuf {
+    case_with_draws(folder, settings, left_out, &[])
+}
+
+/// The same with tensors of draws, all of zeros, of these names, types and widths.
+fn case_with_draws(
+    folder: &Path,
+    settings: &[(&str, &str)],
+    left_out: Option<&str>,
+    draws: &[(&'static str, Dtype, usize)],
+) -> PathBuf {
     let floats: Vec<u8> = (0..8 * 4)
         .flat_map(|i| ((i as f32 * 0.7).sin()).to_le_bytes())
         .collect();
@@ -135,6 +145,11 @@ fn case(folder: &Path, settings: &[(&str, &str)], left_out: Option<&str>) -> Pat
         |rows: usize| TensorView::new(Dtype::F32, vec![rows, 4], &floats[..rows * 16]).unwrap();
     let mut tensors = vec![("queries", view(2)), ("keys", view(2)), ("queue", view(8))];
     tensors.retain(|(name, _)| Some(*name) != left_out);
+    let zeros = [0; 2 * 4 * 8];
+    tensors.extend(draws.iter().map(|&(name, dtype, width)| {
+        let view = TensorView::new(dtype, vec![2, width], &zeros[..2 * 4 * width]);
+        (name, view.unwrap())
+    }));
     let mut metadata: HashMap<String, String> = [
         ("temperature", "0.2"),
         ("hardest", "4"),
@@ -188,6 +203,101 @@ fn draws_made_from_the_seed_are_written_and_give_the_same_loss() {
     ] {
         assert_eq!(made.tensor(name).unwrap().shape(), [2, width], "{name}");
     }
+}
+
+/// Every tensor of draws, of this width.
+fn draws(width: usize) -> [(&'static str, Dtype, usize); 5] {
+    [
+        ("first", Dtype::U32, width),
+        ("second", Dtype::U32, width),
+        ("alpha", Dtype::F32, width),
+        ("pick", Dtype::U32, width),
+        ("beta", Dtype::F32, width),
+    ]
+}
+
+#[test]
+fn where_nothing_is_drawn_a_case_may_say_anything_of_draws() {
+    let folder = tempfile::tempdir().unwrap();
+    let printed = |settings: &[(&str, &str)], draws: &[(&'static str, Dtype, usize)]| {
+        let none = [("mixed", "0"), ("query_mixed", "0")];
+        case_with_draws(folder.path(), &[&none[..], settings].concat(), None, draws);
+        let output = loss(folder.path(), &["case"]);
+        assert!(
+            output.status.success(),
+            "{settings:?}, {draws:?}: {output:?}"
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (no_seed, no_step) = (("seed", ""), ("step", ""));
+    let expected = printed(&[], &[]);
+    for settings in [&[][..], &[no_seed], &[no_step], &[no_seed, no_step]] {
+        for draws in [&[][..], &draws(0), &draws(0)[..1]] {
+            assert_eq!(
+                printed(settings, draws),
+                expected,
+                "{settings:?}, {draws:?}"
+            );
+        }
+    }
+    // A tensor of another width is no draw of this case.
+    let none = [("mixed", "0"), ("query_mixed", "0")];
+    case_with_draws(folder.path(), &none, None, &draws(3)[..1]);
+    let sentence = refused(folder.path(), &["case"]);
+    assert!(
+        sentence.contains("`first` has shape [2, 3]; expected [2, 0]"),
+        "{sentence}"
+    );
+}
+
+#[test]
+fn both_or_neither_kind_of_draws_is_refused_where_any_is_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let (no_seed, no_step) = (("seed", ""), ("step", ""));
+    // Of each kind as many, so that both kinds' tensors have their width.
+    let widths = [("mixed", "3"), ("query_mixed", "3")];
+    let all = draws(3);
+    for (settings, draws, reason) in [
+        (
+            &[][..],
+            &all[..],
+            "has both draws (`first`) and `seed` with `step`",
+        ),
+        (
+            &[],
+            &all[3..4],
+            "has both draws (`pick`) and `seed` with `step`",
+        ),
+        (
+            &[no_seed, no_step],
+            &[],
+            "has neither draws (`first`) nor `seed` and `step`",
+        ),
+        (
+            &[no_seed, no_step],
+            &all[..3],
+            "has neither draws (`pick`) nor `seed` and `step`",
+        ),
+        (&[no_step], &all, "has a `seed` but no `step`"),
+        (&[no_seed], &[], "has a `step` but no `seed`"),
+    ] {
+        case_with_draws(
+            folder.path(),
+            &[&widths[..], settings].concat(),
+            None,
+            draws,
+        );
+        let sentence = refused(folder.path(), &["case", "--out", "out"]);
+        assert!(sentence.contains(reason), "{reason}: {sentence}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{reason}");
+    }
+    case_with_draws(
+        folder.path(),
+        &[&widths[..], &[no_seed, no_step]].concat(),
+        None,
+        &all,
+    );
+    assert!(loss(folder.path(), &["case"]).status.success());
 }
 
 #[test]
