@@ -294,6 +294,40 @@ fn class_folders_are_read_split_or_not() {
     assert_fails(split.path(), "test", "wasp");
 }
 
+/// Whichever file comes first decides nothing.
+#[test]
+fn images_are_gray_only_where_all_are() {
+    let (size, gray) = (8, |x: u32, y: u32| image::Luma([(16 * x + y) as u8]));
+    // Every tenth file is for the test: the first of these.
+    for coloured in [None, Some(0), Some(1), Some(9)] {
+        let folder = tempdir().unwrap();
+        for index in 0..10 {
+            let path = folder.path().join("ant").join(format!("{index}.png"));
+            if Some(index) == coloured {
+                write_image(&path, size, index);
+                continue;
+            }
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            image::GrayImage::from_fn(size, size, gray)
+                .save(&path)
+                .unwrap();
+        }
+        let data = load(folder.path()).unwrap();
+        let channels = if coloured.is_some() { 3 } else { 1 };
+        for images in [&data.train, &data.test] {
+            assert_eq!(images.shape.channels, channels, "{coloured:?}");
+            assert_eq!(images.pixels.len(), images.len() * channels * 64);
+        }
+        // The third file is the second of the training images.
+        for plane in data.train.image(1).chunks(64) {
+            assert_eq!(plane[..2], [0, 16], "{coloured:?}");
+        }
+        if coloured == Some(9) {
+            assert_eq!(data.train.image(8)[128], 9 * 16, "blue is the index");
+        }
+    }
+}
+
 #[test]
 fn wrong_images_are_errors() {
     let folder = tempdir().unwrap();

@@ -44,10 +44,14 @@ pub fn load(folder: &Path, image_size: Option<usize>) -> Result<Dataset> {
         }
     };
     let (train, test) = (interleaved(train), interleaved(test));
-    let gray = train.first().map_or(Ok(false), |(path, _)| is_gray(path))?;
+    let of_train = decode_all(&train, image_size)?;
+    let of_test = decode_all(&test, image_size)?;
+    // One image in colour makes all of them colour images, wherever it stands.
+    let both = of_train.iter().chain(&of_test);
+    let channels = both.map(|image| image.shape.channels).max().unwrap_or(1);
     Ok(Dataset {
-        train: decode_all(&train, image_size, gray)?,
-        test: decode_all(&test, image_size, gray)?,
+        train: together(of_train, &train, channels)?,
+        test: together(of_test, &test, channels)?,
         classes,
     })
 }
@@ -128,62 +132,70 @@ fn open(path: &Path) -> Result<image::DynamicImage> {
     })
 }
 
-fn is_gray(path: &Path) -> Result<bool> {
-    Ok(!open(path)?.color().has_color())
+/// An image in the channels that its file has.
+struct Decoded {
+    /// [C, H, W].
+    pixels: Vec<u8>,
+    shape: Shape,
 }
 
-fn decode_all(files: &[File], image_size: Option<usize>, gray: bool) -> Result<Images> {
-    let decoded = files
+fn decode_all(files: &[File], image_size: Option<usize>) -> Result<Vec<Decoded>> {
+    files
         .par_iter()
-        .map(|(path, _)| decode(path, image_size, gray))
-        .collect::<Result<Vec<_>>>()?;
-    let Some((_, shape)) = decoded.first().cloned() else {
-        let shape = Shape {
-            channels: 1,
-            height: 0,
-            width: 0,
-        };
-        return Ok(Images {
-            pixels: Vec::new(),
-            labels: Vec::new(),
-            shape,
-        });
+        .map(|(path, _)| decode(path, image_size))
+        .collect()
+}
+
+fn decode(path: &Path, image_size: Option<usize>) -> Result<Decoded> {
+    let mut image = open(path)?;
+    if let Some(size) = image_size {
+        image = image.resize_exact(size as u32, size as u32, FilterType::Triangle);
+    }
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let (channels, pixels) = if image.color().has_color() {
+        let interleaved = image.into_rgb8().into_raw();
+        let plane = |channel| interleaved.iter().skip(channel).step_by(3).copied();
+        (3, (0..3).flat_map(plane).collect())
+    } else {
+        (1, image.into_luma8().into_raw())
+    };
+    let shape = Shape {
+        channels,
+        height,
+        width,
+    };
+    Ok(Decoded { pixels, shape })
+}
+
+/// The images of these files with so many channels each; a gray one's are alike.
+fn together(images: Vec<Decoded>, files: &[File], channels: usize) -> Result<Images> {
+    let (height, width) = images
+        .first()
+        .map_or((0, 0), |first| (first.shape.height, first.shape.width));
+    let shape = Shape {
+        channels,
+        height,
+        width,
     };
     let mut pixels = Vec::with_capacity(files.len() * shape.len());
-    for ((image, own), (path, _)) in decoded.into_iter().zip(files) {
+    for (image, (path, _)) in images.into_iter().zip(files) {
+        let own = Shape {
+            channels,
+            ..image.shape
+        };
         if own != shape {
             return Err(Error::Data {
                 path: path.clone(),
                 reason: format!("is {own}, others are {shape}; give an image size to resize to"),
             });
         }
-        pixels.extend(image);
+        for _ in 0..channels / image.shape.channels {
+            pixels.extend_from_slice(&image.pixels);
+        }
     }
     Ok(Images {
         pixels,
         labels: files.iter().map(|&(_, label)| label).collect(),
         shape,
     })
-}
-
-fn decode(path: &Path, image_size: Option<usize>, gray: bool) -> Result<(Vec<u8>, Shape)> {
-    let mut image = open(path)?;
-    if let Some(size) = image_size {
-        image = image.resize_exact(size as u32, size as u32, FilterType::Triangle);
-    }
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    let channels = if gray { 1 } else { 3 };
-    let shape = Shape {
-        channels,
-        height,
-        width,
-    };
-    let pixels = if gray {
-        image.into_luma8().into_raw()
-    } else {
-        let interleaved = image.into_rgb8().into_raw();
-        let plane = |channel| interleaved.iter().skip(channel).step_by(3).copied();
-        (0..3).flat_map(plane).collect()
-    };
-    Ok((pixels, shape))
 }
