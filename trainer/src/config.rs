@@ -88,7 +88,8 @@ pub struct TrainConfig {
     /// Hold out so many training images and evaluate on them instead of on the test images: for
     /// choosing settings.
     pub validation_images: usize,
-    /// Resize images to this many pixels a side; needed where a folder's images differ in size.
+    /// Resize the images in class folders to this many pixels a side; needed where they differ in
+    /// size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_size: Option<usize>,
     /// The encoder; none is `conv` for gray images and `resnet` for colour images.

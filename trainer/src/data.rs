@@ -97,10 +97,14 @@ impl Dataset {
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Data`] name the file that cannot be read or is not what it should
-    /// be; [`Error::Setting`] where fewer images are left than a batch.
+    /// be; [`Error::Setting`] where fewer images are left than a batch, and for an `image_size` of
+    /// images that are in no class folders.
     pub fn load(config: &TrainConfig) -> Result<Self> {
         let mut data = match &config.data {
-            None => embedded::load()?,
+            None => {
+                expect_own_size(config.image_size)?;
+                embedded::load()?
+            }
             Some(path) => Self::read(path, config.image_size)?,
         };
         if let Some(count) = config.train_images {
@@ -122,8 +126,10 @@ impl Dataset {
 
     fn read(path: &Path, image_size: Option<usize>) -> Result<Self> {
         let data = if idx::is(path) {
+            expect_own_size(image_size)?;
             idx::load(path)?
         } else if cifar::is(path) {
+            expect_own_size(image_size)?;
             cifar::load(path)?
         } else {
             folders::load(path, image_size)?
@@ -157,6 +163,18 @@ impl Dataset {
             Some(label) => fail(format!("label {label} with {} classes", data.classes.len())),
             None => Ok(data),
         }
+    }
+}
+
+/// Refuses a size for images that all have one already.
+fn expect_own_size(image_size: Option<usize>) -> Result<()> {
+    match image_size {
+        None => Ok(()),
+        Some(size) => Err(Error::Setting {
+            setting: "image_size",
+            value: size.to_string(),
+            expected: "none: only images in class folders are resized".to_owned(),
+        }),
     }
 }
 

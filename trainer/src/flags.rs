@@ -36,7 +36,7 @@ pub struct Settings {
     /// Hold out so many training images and evaluate on them instead of on the test images
     #[arg(long, value_name = "COUNT")]
     pub validation_images: Option<usize>,
-    /// Resize images to this many pixels a side
+    /// Resize the images in class folders to this many pixels a side
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
     /// The encoder [default: conv for gray images, resnet for colour images]

@@ -196,6 +196,26 @@ fn cifar_is_read_and_checked() {
     assert_fails(folder.path(), "test_batch.bin", "cannot read");
 }
 
+#[test]
+fn a_size_for_images_that_are_not_resized_is_an_error() {
+    let (idx, cifar_10) = (idx_folder(), tempdir().unwrap());
+    fs::write(cifar_10.path().join("data_batch_1.bin"), cifar(&[3, 9])).unwrap();
+    fs::write(cifar_10.path().join("test_batch.bin"), cifar(&[1])).unwrap();
+    for data in [None, Some(idx.path()), Some(cifar_10.path())] {
+        let config = TrainConfig {
+            data: data.map(Path::to_owned),
+            image_size: Some(32),
+            batch: 2,
+            ..TrainConfig::default()
+        };
+        let error = Dataset::load(&config).expect_err("a size").to_string();
+        assert!(
+            error.starts_with("image_size is 32; expected none"),
+            "{error}"
+        );
+    }
+}
+
 fn write_image(path: &Path, side: u32, seed: u32) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let pixel = |x, y| image::Rgb([x, y, seed].map(|v| (v * 16) as u8));
