@@ -97,8 +97,8 @@ impl Dataset {
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Data`] name the file that cannot be read or is not what it should
-    /// be; [`Error::Setting`] where fewer images are left than a batch, and for an `image_size` of
-    /// images that are in no class folders.
+    /// be; [`Error::Setting`] where no image is left to train on, or fewer than a batch, and for an
+    /// `image_size` of images that are in no class folders.
     pub fn load(config: &TrainConfig) -> Result<Self> {
         let mut data = match &config.data {
             None => {
@@ -112,6 +112,13 @@ impl Dataset {
         }
         if config.validation_images > 0 {
             let left = data.train.len().saturating_sub(config.validation_images);
+            if left == 0 {
+                return Err(Error::Setting {
+                    setting: "validation_images",
+                    value: config.validation_images.to_string(),
+                    expected: format!("fewer than the {} training images", data.train.len()),
+                });
+            }
             data.test = data.train.split_off(left);
         }
         if data.train.len() < config.batch {

@@ -82,6 +82,23 @@ fn embedded_images_are_balanced_and_apart() {
     let held_out = Dataset::load(&held_out).unwrap();
     assert_eq!((held_out.train.len(), held_out.test.len()), (9_000, 1_000));
     assert_eq!(held_out.test.image(0), data.train.image(9_000));
+    for (train_images, validation_images, left) in [
+        (None, 10_000, 10_000),
+        (None, usize::MAX, 10_000),
+        (Some(500), 500, 500),
+    ] {
+        let config = TrainConfig {
+            train_images,
+            validation_images,
+            ..TrainConfig::default()
+        };
+        let error = Dataset::load(&config).unwrap_err().to_string();
+        let expected = format!("expected fewer than the {left} training images");
+        assert_eq!(
+            error,
+            format!("validation_images is {validation_images}; {expected}")
+        );
+    }
     let few = TrainConfig {
         train_images: Some(100),
         ..TrainConfig::default()
