@@ -182,13 +182,18 @@ impl TrainConfig {
     /// [`Error::Io`] where it cannot be read; [`Error::ConfigFile`] for invalid TOML, a value of the
     /// wrong type and an unknown key; [`Error::Setting`] as for [`TrainConfig::validate`].
     pub fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let config: Self = toml::from_str(&text).map_err(|error| Error::ConfigFile {
-            path: path.to_owned(),
-            reason: error.to_string().trim_end().to_owned(),
-        })?;
+        let config = Self::parse(path)?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// What the file says, whether or not it is within its domain: flags may yet correct it.
+    pub(crate) fn parse(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        toml::from_str(&text).map_err(|error| Error::ConfigFile {
+            path: path.to_owned(),
+            reason: error.to_string().trim_end().to_owned(),
+        })
     }
 
     /// The library's settings for this run, synthetic negatives included.

@@ -105,7 +105,7 @@ impl Settings {
     /// As for [`TrainConfig::read`] and [`TrainConfig::validate`].
     pub fn resolve(&self) -> Result<TrainConfig> {
         let mut config = match &self.config {
-            Some(path) => TrainConfig::read(path)?,
+            Some(path) => TrainConfig::parse(path)?,
             None => TrainConfig::default(),
         };
         macro_rules! over {

@@ -65,6 +65,31 @@ fn flags_win_over_the_file() {
     );
 }
 
+/// The file and the flags must be valid together, not the file by itself.
+#[test]
+fn flags_correct_the_file() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("settings.toml");
+    let with = |text: &str, flags: &str| {
+        fs::write(&path, text).unwrap();
+        resolve(&format!("--config {} {flags}", path.display()))
+    };
+    let config = with("queue = 64\n", "--hardest 32").unwrap();
+    assert_eq!((config.queue, config.hardest), (64, 32));
+    let config = with("hardest = 5000\n", "--queue 8192").unwrap();
+    assert_eq!((config.queue, config.hardest), (8192, 5000));
+    let error = with("queue = 64\n", "").unwrap_err();
+    assert!(
+        error.starts_with("hardest is 128; expected at most"),
+        "{error}"
+    );
+    let error = with("queue = 64\n", "--hardest 65").unwrap_err();
+    assert!(
+        error.starts_with("hardest is 65; expected at most"),
+        "{error}"
+    );
+}
+
 #[test]
 fn files_that_are_no_settings_are_errors() {
     for (text, reason) in [
