@@ -3,6 +3,7 @@
 //! A checkpoint is written beside its place, flushed to the disk and renamed, so that a file of its
 //! name is always whole. Nothing in it depends on time: two equal runs write equal bytes.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -234,16 +235,22 @@ fn list(folder: &RunFolder) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(&path).map_err(Error::io("read", &path))?;
     let mut found = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(Error::io("read", &path))?.path();
-        if entry
-            .extension()
-            .is_some_and(|extension| extension == "safetensors")
-        {
-            found.push(entry);
+        let entry = entry.map_err(Error::io("read", &path))?;
+        if is_checkpoint(&entry.file_name()) {
+            found.push(entry.path());
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether a file has a name of [`RunFolder::checkpoint`]'s. Others in the folder are someone
+/// else's: they are neither resumed from nor removed.
+fn is_checkpoint(name: &OsStr) -> bool {
+    let step = name
+        .to_str()
+        .and_then(|name| name.strip_suffix(".safetensors"));
+    step.is_some_and(|step| step.len() == 10 && step.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The newest checkpoint of a run.

@@ -307,6 +307,33 @@ fn a_damaged_checkpoint_is_an_error_that_names_it() {
     );
 }
 
+#[test]
+fn a_file_that_is_no_checkpoint_is_neither_resumed_from_nor_removed() {
+    let folder = tempdir().unwrap();
+    let (whole, run) = (folder.path().join("whole"), folder.path().join("run"));
+    ok(train(&whole));
+    interrupted(&run);
+    // Some sort before every checkpoint, some behind, and none is one.
+    let names = [
+        "0.safetensors",
+        "000000003.safetensors",
+        "0000000003 (copy).safetensors",
+        "00000000003.safetensors",
+        "000000000x.safetensors",
+        "best.safetensors",
+    ];
+    let others = names.map(|name| RunFolder::new(&run).checkpoints().join(name));
+    for path in &others {
+        fs::write(path, "mine").unwrap();
+    }
+    ok(resume(&run));
+    for path in &others {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(text, "mine", "{}", path.display());
+    }
+    assert!(last_checkpoint(&whole) == last_checkpoint(&run));
+}
+
 /// Resident bytes of a process.
 fn resident(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
