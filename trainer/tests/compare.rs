@@ -159,6 +159,30 @@ fn runs_under_other_settings_are_refused_by_name() {
 }
 
 #[test]
+fn a_seed_that_is_none_is_refused_before_anything_is_trained() {
+    let folder = TempDir::new().unwrap();
+    let mut arguments = arguments(folder.path(), 2);
+    let first_refused = i64::MAX as u64 + 1;
+    for (first, seeds) in [
+        (0, Seeds::List(vec![0, first_refused])),
+        (first_refused - 1, Seeds::Count(2)),
+    ] {
+        arguments.seeds = seeds;
+        arguments.settings.seed = Some(first);
+        // Interrupted: what is trained all the same ends at once.
+        match compare::run(&arguments, &true.into()) {
+            Err(Error::Setting {
+                setting: "seed",
+                value,
+                ..
+            }) => assert_eq!(value, first_refused.to_string()),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn a_run_that_has_not_ended_makes_no_pair() {
     let folder = TempDir::new().unwrap();
     pairs(folder.path(), &[0.01]);

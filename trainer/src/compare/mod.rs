@@ -100,11 +100,17 @@ impl Seeds {
 /// `compare.html`; on Ctrl-C, of the pairs that are there.
 ///
 /// # Errors
-/// [`Error::Setting`] for settings under which nothing would be mixed, [`Error::ConfigFile`] for a
-/// run in the folder under other settings, and as for [`train_or_resume`] and [`Run::read`].
+/// [`Error::Setting`] for a seed that is none and for settings under which nothing would be mixed,
+/// [`Error::ConfigFile`] for a run in the folder under other settings, and as for
+/// [`train_or_resume`] and [`Run::read`].
 pub fn run(args: &CompareArgs, interrupt: &AtomicBool) -> Result<()> {
     let config = check(args.settings.resolve()?.absolute()?)?;
     let seeds = args.seeds.resolve(config.seed);
+    // Before the first is trained: the last pair's turn may come days later.
+    for &seed in &seeds {
+        let config = config.clone();
+        TrainConfig { seed, ..config }.validate()?;
+    }
     let mut pairs = Vec::new();
     for (place, &seed) in seeds.iter().enumerate() {
         // Every other pair the other way round: a machine that grows slower or faster meanwhile
