@@ -59,25 +59,28 @@ fn little_endian(values: &[f32]) -> Vec<u8> {
 /// Writes `bytes` beside `path`, flushes them and renames: `path` is never half a file.
 ///
 /// # Errors
-/// [`Error::Io`]; `path` is then as it was.
+/// [`Error::Io`]; `path` is then as it was, unless all that failed was the folder's own flush.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let fail = || Error::io("write", path);
     let mut beside = path.as_os_str().to_owned();
     beside.push(".partial");
     let beside = PathBuf::from(beside);
+    // A bare name does not mention its folder.
+    let named = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    // The rename lies in the folder and is flushed with it. Opened first: a folder that cannot be
+    // should stop this before anything is replaced.
+    let folder = File::open(named.unwrap_or(Path::new("."))).map_err(fail())?;
     let written = File::create(&beside)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&beside, path))
-        // The rename itself lies in the folder, which a bare name does not mention.
-        .and_then(|()| match path.parent() {
-            Some(folder) if folder.as_os_str().is_empty() => File::open(".")?.sync_all(),
-            Some(folder) => File::open(folder)?.sync_all(),
-            None => Ok(()),
-        });
+        .and_then(|()| fs::rename(&beside, path));
     written.map_err(|error| {
         // The first error is the one to report; a leftover is only untidy.
         let _ = fs::remove_file(&beside);
-        Error::io("write", path)(error)
-    })
+        fail()(error)
+    })?;
+    folder.sync_all().map_err(fail())
 }
 
 impl State {
@@ -259,4 +262,31 @@ fn is_checkpoint(name: &OsStr) -> bool {
 /// [`Error::Io`] where the folder cannot be read.
 pub fn newest(folder: &RunFolder) -> Result<Option<PathBuf>> {
     Ok(list(folder)?.pop())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn what_cannot_be_flushed_is_not_replaced() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        replace(&path, b"old").unwrap();
+        // Its files can be named, and made, but it cannot be opened itself.
+        let mode = |mode| fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode));
+        mode(0o300).unwrap();
+        if File::open(folder.path()).is_ok() {
+            println!("not run: whoever runs this may open any folder");
+            return;
+        }
+        assert!(matches!(replace(&path, b"new"), Err(Error::Io { .. })));
+        mode(0o700).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        replace(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
 }
