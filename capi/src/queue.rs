@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use hardmix::{DType, NO_LABEL, Queue, Rows};
+use hardmix::{DType, Error, NO_LABEL, Queue, Rows};
 
 use crate::memory::{
     elements, expect_optional_place, hand_over, optional_slice, path, put, reference, slice,
@@ -77,6 +77,13 @@ pub unsafe extern "C" fn hardmix_queue_create(
 ) -> Status {
     call(|| {
         let dtype = self::dtype(dtype)?;
+        // The library would find no rows, and call them the queue's.
+        if capacity == 0 {
+            return Err(Error::Zero {
+                argument: "capacity",
+            }
+            .into());
+        }
         let len = elements::<f32>("rows", capacity, dim)?;
         // SAFETY: the header's contract: [capacity, dim] and [capacity].
         let (rows, labels) = unsafe {
@@ -85,7 +92,15 @@ pub unsafe extern "C" fn hardmix_queue_create(
                 optional_slice("labels", labels, capacity)?,
             )
         };
-        let mut queue = Queue::from_rows(Rows::from_f32(dtype, rows), dim)?.with_cursor(cursor)?;
+        let named = |error| match error {
+            Error::NonFinite { row, .. } => Error::NonFinite {
+                argument: "rows",
+                row,
+            },
+            other => other,
+        };
+        let queue = Queue::from_rows(Rows::from_f32(dtype, rows), dim).map_err(named)?;
+        let mut queue = queue.with_cursor(cursor)?;
         if let Some(labels) = labels {
             queue = queue.with_labels(labels.to_vec())?;
         }

@@ -257,6 +257,15 @@ static void misuse_is_refused(hardmix_plan *plan, hardmix_queue *queue) {
                    HARDMIX_ERROR_NULL, "rows is NULL");
     EXPECT(hardmix_queue_create(rows, NULL, K, D, HARDMIX_F32, K, &no_queue) ==
            HARDMIX_ERROR_INVALID);
+    EXPECT_REFUSED(hardmix_queue_create(rows, NULL, 0, D, HARDMIX_F32, 0, &no_queue),
+                   HARDMIX_ERROR_INVALID, "capacity is 0; expected at least 1");
+    EXPECT_REFUSED(hardmix_queue_create(rows, NULL, K, 0, HARDMIX_F32, 0, &no_queue),
+                   HARDMIX_ERROR_INVALID, "dim is 0; expected at least 1");
+    float spoilt[2 * D];
+    memcpy(spoilt, rows, sizeof spoilt);
+    spoilt[D + 3] = 1e30f;
+    EXPECT_REFUSED(hardmix_queue_create(spoilt, NULL, 2, D, HARDMIX_F16, 0, &no_queue),
+                   HARDMIX_ERROR_NON_FINITE, "row 1 of rows is not finite");
     EXPECT(hardmix_queue_load("/nowhere/at/all", &no_queue) == HARDMIX_ERROR_FILE);
     EXPECT(strstr(hardmix_last_error(), "/nowhere/at/all") != NULL);
     EXPECT(hardmix_queue_load("\xff", &no_queue) == HARDMIX_ERROR_INVALID);
