@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::draws::philox4x32_10;
-use crate::error::{Error, Result, expect_length, filled, first_non_finite, whole_rows};
+use crate::error::{Error, Result, elements, expect_length, filled, first_non_finite, whole_rows};
 
 /// The label of a row that has none. It equals nothing, not even itself.
 pub const NO_LABEL: u32 = u32::MAX;
@@ -70,6 +70,20 @@ impl Rows {
             DType::F16 => Self::F16(data.iter().map(|&x| f16::from_f32(x)).collect()),
             DType::Bf16 => Self::Bf16(data.iter().map(|&x| bf16::from_f32(x)).collect()),
         }
+    }
+
+    /// The same of `rows · width` elements, in their own memory where their type stays.
+    pub(crate) fn converted(dtype: DType, data: Vec<f32>, width: usize) -> Result<Self> {
+        fn each<T>(data: &[f32], width: usize, convert: fn(f32) -> T) -> Result<Vec<T>> {
+            let mut converted = room("queue", data.len() / width, width)?;
+            converted.extend(data.iter().map(|&x| convert(x)));
+            Ok(converted)
+        }
+        Ok(match dtype {
+            DType::F32 => Self::F32(data),
+            DType::F16 => Self::F16(each(&data, width, f16::from_f32)?),
+            DType::Bf16 => Self::Bf16(each(&data, width, bf16::from_f32)?),
+        })
     }
 
     /// The element type.
@@ -174,6 +188,18 @@ fn squared_norm(row: &[f32]) -> f32 {
         .sum::<f64>() as f32
 }
 
+/// An empty list with room for `rows · width` elements, or an error where there is none.
+fn room<T>(argument: &'static str, rows: usize, width: usize) -> Result<Vec<T>> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(elements(argument, rows, width)?)
+        .map_err(|_| Error::OutOfMemory {
+            argument,
+            rows,
+            width,
+        })?;
+    Ok(list)
+}
+
 fn check_capacity(capacity: usize) -> Result<()> {
     if capacity >= NO_ROW as usize {
         return Err(Error::OutOfRange {
@@ -190,12 +216,13 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error::Zero`] for no rows or `dim` = 0, [`Error::Ragged`] for a length that is no multiple
-    /// of `dim`, [`Error::NonFinite`] with the row, [`Error::OutOfRange`] for 2³²−1 rows or more.
+    /// of `dim`, [`Error::NonFinite`] with the row, [`Error::OutOfRange`] for 2³²−1 rows or more,
+    /// [`Error::OutOfMemory`] where there is none for their norms.
     pub fn from_rows(rows: Rows, dim: usize) -> Result<Self> {
         let capacity = whole_rows("queue", rows.len(), dim)?;
         check_capacity(capacity)?;
-        let mut row = vec![0.0; dim];
-        let mut squared_norms = Vec::with_capacity(capacity);
+        let mut row = filled("queue", 1, dim, 0.0)?;
+        let mut squared_norms = room("squared norms", capacity, 1)?;
         for index in 0..capacity {
             rows.read(index * dim..(index + 1) * dim, &mut row);
             if first_non_finite(&row, dim).is_some() {
@@ -231,10 +258,12 @@ impl Queue {
         }
         check_capacity(capacity)?;
         let mut data = filled("queue", capacity, dim, 0.0f32)?;
+        let mut gaussians = filled("queue", 1, dim, 0.0f64)?;
         for (index, row) in data.chunks_exact_mut(dim).enumerate() {
-            random_direction(row, index as u32, seed);
+            random_direction(row, index as u32, seed, &mut gaussians);
         }
-        Self::from_rows(Rows::from_f32(dtype, &data), dim)
+        drop(gaussians);
+        Self::from_rows(Rows::converted(dtype, data, dim)?, dim)
     }
 
     /// With one label a row ([`NO_LABEL`] where there is none).
@@ -562,14 +591,14 @@ fn labels_of(name: &str, tensor: &TensorView<'_>) -> Result<Vec<u32>> {
     Ok(elements_of(tensor.data(), u32::from_le_bytes))
 }
 
-/// A direction uniform on the sphere: Gaussians by Box and Muller, two from each Philox block.
-fn random_direction(row: &mut [f32], index: u32, seed: u64) {
+/// A direction uniform on the sphere: Gaussians by Box and Muller, two from each Philox block. They
+/// are put where there is room for as many as the row has elements.
+fn random_direction(row: &mut [f32], index: u32, seed: u64, gaussians: &mut [f64]) {
     let key = [seed as u32, (seed >> 32) as u32];
     let unit = |hi: u32, lo: u32| {
         // 53 bits, shifted into (0, 1] so that the logarithm is finite.
         ((u64::from(hi) << 21 | u64::from(lo) >> 11) + 1) as f64 / (1u64 << 53) as f64
     };
-    let mut gaussians = vec![0.0f64; row.len()];
     for attempt in 0u32.. {
         for (block, pair) in gaussians.chunks_mut(2).enumerate() {
             // Apart from the draws' counters for every step below 2^63 − 2^32.
@@ -583,7 +612,7 @@ fn random_direction(row: &mut [f32], index: u32, seed: u64) {
         }
         let norm = gaussians.iter().map(|x| x * x).sum::<f64>().sqrt();
         if norm > 1e-100 {
-            for (x, g) in row.iter_mut().zip(&gaussians) {
+            for (x, g) in row.iter_mut().zip(&*gaussians) {
                 *x = (g / norm) as f32;
             }
             return;
