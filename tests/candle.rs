@@ -471,6 +471,33 @@ fn a_row_that_is_not_finite_never_passes_for_a_loss() -> Anyway {
     Ok(())
 }
 
+/// The error names the first of them; the output of that batch tells all.
+#[test]
+fn which_rows_are_not_finite_can_be_read_after_the_error() -> Anyway {
+    for device in devices() {
+        for reduction in [Reduction::Mean, Reduction::None] {
+            let case = case(&device);
+            let mut own = Loss::new(mochi().with_reduction(reduction));
+            // The batch before this one must not be taken for it.
+            own.forward(&case.queries, &case.keys, &case.queue, &case.draws)?;
+            let mut spoilt = rows(ROWS, DIM, 1);
+            spoilt[2 * DIM + 5] = f32::NAN;
+            spoilt[4 * DIM] = f32::INFINITY;
+            let spoilt = Tensor::from_vec(spoilt, (ROWS, DIM), &device)?;
+            let forward = own.forward(&spoilt, &case.keys, &case.queue, &case.draws);
+            assert_eq!(forward.is_err(), device.is_cpu());
+            let output = own.output()?;
+            let is_nan: Vec<bool> = output.loss_rows.iter().map(|loss| loss.is_nan()).collect();
+            assert_eq!(is_nan, [false, false, true, false, true, false]);
+            assert!(matches!(
+                output.loss(),
+                Err(Error::NonFinite { row: 2, .. })
+            ));
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn given_draws_are_used_and_those_out_of_range_refused() -> Anyway {
     for device in devices() {

@@ -35,7 +35,7 @@ mod fused;
 mod queue;
 mod tensor;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::cpu::Step;
 use crate::{Batch, Config, Draws, Error, Output, Reduction, Result};
@@ -104,8 +104,9 @@ impl Loss {
     /// a scalar, or `[B]` for [`Reduction::None`]. Enqueue the keys afterwards.
     ///
     /// A row that is not finite is an error on the CPU. On CUDA it makes its own loss, and the reduced
-    /// one, NaN, and its gradient; [`Output::loss`] of [`Loss::output`] names it. For draws that are
-    /// given it waits there, since one out of range is an error on either.
+    /// one, NaN, and its gradient; [`Output::loss`] of [`Loss::output`] names it. On either
+    /// [`Loss::output`] has all rows then. For draws that are given it waits on CUDA, since one out
+    /// of range is an error on either.
     ///
     /// # Errors
     /// [`Error::Tensor`] for queries or keys that are not contiguous f32 matrices on the queue's
@@ -195,7 +196,7 @@ impl Loss {
     }
 
     fn run_cpu(&mut self, inputs: Inputs<'_>, queue: &crate::Queue) -> Result<Fused> {
-        let (rows, dim) = inputs.shape;
+        let (_, dim) = inputs.shape;
         let step = &mut self.step;
         let output = host_slice("queries", inputs.queries, |queries| {
             host_slice("keys", inputs.keys, |keys| {
@@ -208,23 +209,9 @@ impl Loss {
                 }
             })
         })?;
-        let reduced = output.loss()?;
-        let tensor = |data: &[f32], dims: &[usize]| {
-            Tensor::from_slice(data, dims, inputs.queries.device()).map_err(Error::Candle)
-        };
-        let fused = Fused {
-            loss: match self.step.config().reduction() {
-                Reduction::None => tensor(&output.loss_rows, &[rows])?,
-                Reduction::Mean | Reduction::Sum => tensor(&[reduced], &[])?,
-            },
-            grad_queries: tensor(&output.grad_queries, &[rows, dim])?,
-            grad_keys: match &output.grad_keys {
-                Some(gradient) => Some(tensor(gradient, &[rows, dim])?),
-                None => None,
-            },
-        };
+        let fused = fused_on_cpu(&output, self.step.config().reduction(), inputs.shape);
         self.last = Last::Cpu(Box::new(output));
-        Ok(fused)
+        fused
     }
 
     #[cfg(feature = "candle-cuda")]
@@ -252,12 +239,13 @@ impl Loss {
                     })
             })
         })?;
+        self.last = Last::Cuda;
         if matches!(inputs.draws, Draws::Given(_)) {
             // Only the device knows whether they are in range, and it computes with others if not.
             step.read()?;
         }
         let there = &queue.candle;
-        let fused = Fused {
+        Ok(Fused {
             loss: match step.config().reduction() {
                 Reduction::None => device_tensor(&step.loss_rows(), &[rows], there)?,
                 Reduction::Mean | Reduction::Sum => device_tensor(&step.loss(), &[], there)?,
@@ -267,10 +255,31 @@ impl Loss {
                 Some(gradient) => Some(device_tensor(&gradient, &[rows, dim], there)?),
                 None => None,
             },
-        };
-        self.last = Last::Cuda;
-        Ok(fused)
+        })
     }
+}
+
+/// The node for a result of B rows of dimension d in host memory.
+fn fused_on_cpu(
+    output: &Output,
+    reduction: Reduction,
+    (rows, dim): (usize, usize),
+) -> Result<Fused> {
+    let reduced = output.loss()?;
+    let tensor = |data: &[f32], dims: &[usize]| {
+        Tensor::from_slice(data, dims, &Device::Cpu).map_err(Error::Candle)
+    };
+    Ok(Fused {
+        loss: match reduction {
+            Reduction::None => tensor(&output.loss_rows, &[rows])?,
+            Reduction::Mean | Reduction::Sum => tensor(&[reduced], &[])?,
+        },
+        grad_queries: tensor(&output.grad_queries, &[rows, dim])?,
+        grad_keys: match &output.grad_keys {
+            Some(gradient) => Some(tensor(gradient, &[rows, dim])?),
+            None => None,
+        },
+    })
 }
 
 fn nothing() -> Error {
