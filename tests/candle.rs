@@ -399,6 +399,7 @@ fn unfit_tensors_are_errors_by_name() -> Anyway {
         let few = keys.narrow(0, 0, 3)?;
         let narrow = queries.narrow(1, 0, 8)?.contiguous()?;
         let flat = queries.flatten_all()?;
+        let folded = labels.reshape((2, ROWS / 2))?;
         for (message, queries, keys, labels) in [
             ("`queries`: is not contiguous", &strided, keys, &labels),
             ("`keys`: is not contiguous", queries, &strided, &labels),
@@ -407,6 +408,7 @@ fn unfit_tensors_are_errors_by_name() -> Anyway {
             ("`queries`: has shape [144]", &flat, keys, &labels),
             ("dimension", &narrow, &narrow, &labels),
             ("`labels`: is F32", queries, keys, &flat),
+            ("`labels`: has shape [2, 3]", queries, keys, &folded),
             (
                 "labels has 3 elements",
                 queries,
@@ -425,6 +427,7 @@ fn unfit_tensors_are_errors_by_name() -> Anyway {
         assert!(refuses(&strided, None).contains("`keys`: is not contiguous"));
         assert!(refuses(&narrow, None).contains("`keys`: has dimension 8; the queue has 24"));
         assert!(refuses(keys, Some(&flat)).contains("`labels`: is F32"));
+        assert!(refuses(keys, Some(&folded)).contains("`labels`: has shape [2, 3]"));
         assert!(refuses(&few, Some(&labels)).contains("labels has 6 elements"));
     }
     Ok(())

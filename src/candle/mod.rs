@@ -40,7 +40,7 @@ use candle_core::{Device, Tensor};
 use crate::cpu::Step;
 use crate::{Batch, Config, Draws, Error, Output, Reduction, Result};
 use fused::Fused;
-use tensor::{expect_same_device, host_slice, matrix_dims, unfit};
+use tensor::{expect_one_axis, expect_same_device, host_slice, matrix_dims, unfit};
 
 pub use queue::Queue;
 
@@ -126,7 +126,8 @@ impl Loss {
     /// mask.
     ///
     /// # Errors
-    /// As for [`Loss::forward`], and [`Error::Length`] for another number of labels.
+    /// As for [`Loss::forward`], [`Error::Tensor`] for labels of another type or shape or that are
+    /// not contiguous, and [`Error::Length`] for another number of them.
     pub fn forward_with_labels(
         &mut self,
         queries: &Tensor,
@@ -171,6 +172,9 @@ impl Loss {
             if let Some(tensor) = tensor {
                 expect_same_device(name, tensor, queue.device())?;
             }
+        }
+        if let Some(labels) = labels {
+            expect_one_axis("labels", labels)?;
         }
         let inputs = Inputs {
             queries,

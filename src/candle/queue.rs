@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
-use super::tensor::{expect_same_device, host_slice, matrix_dims, unfit};
+use super::tensor::{expect_one_axis, expect_same_device, host_slice, matrix_dims, unfit};
 use crate::{DType, Error, Result};
 
 /// The queue of negatives on the device of a model's variables, filled from tensors.
@@ -123,6 +123,9 @@ impl Queue {
             if let Some(tensor) = tensor {
                 expect_same_device(name, tensor, &self.device)?;
             }
+        }
+        if let Some(labels) = labels {
+            expect_one_axis("labels", labels)?;
         }
         match &mut self.place {
             Place::Cpu(queue) => host_slice("keys", keys, |keys| {

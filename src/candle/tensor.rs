@@ -22,6 +22,17 @@ pub(super) fn matrix_dims(name: &str, tensor: &Tensor) -> Result<(usize, usize)>
     })
 }
 
+/// Labels of one axis: of more, it would be chance that they are as many as the rows.
+pub(super) fn expect_one_axis(name: &str, tensor: &Tensor) -> Result<()> {
+    match tensor.dims() {
+        [_] => Ok(()),
+        shape => {
+            let reason = format!("has shape {shape:?}; expected one axis, a label a row");
+            Err(unfit(name, reason))
+        }
+    }
+}
+
 pub(super) fn expect_same_device(name: &str, tensor: &Tensor, device: &Device) -> Result<()> {
     if tensor.device().same_device(device) {
         return Ok(());
