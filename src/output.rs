@@ -25,9 +25,8 @@ pub struct Metrics {
     pub mixed_harder: Option<f64>,
     /// The same for the query-mixed negatives.
     pub query_mixed_harder: Option<f64>,
-    /// Share of rows with the query's label among the hardest of the queries that have one (a queue
-    /// row without a label counts as different); `None` where there are no labels on either side
-    /// (Fig. 2c of the paper).
+    /// Of the hardest that have a label, the share with their query's, over the queries that have
+    /// one; `None` where there is nothing to compare (Fig. 2c of the paper).
     pub same_label_share: Option<f64>,
 }
 

@@ -180,7 +180,7 @@ typedef struct hardmix_metrics {
     double uniformity;                    /* log mean e^(-2 (2 - 2 q.n)); on request */
     double mixed_harder;                  /* share of mixed negatives harder than the hardest real */
     double query_mixed_harder;            /* the same of query-mixed negatives */
-    double same_label_share;              /* share of the query's label among the hardest */
+    double same_label_share;              /* of the hardest with labels, share of the query's */
 } hardmix_metrics;
 
 /* Where results go: what is NULL is not wanted. Nothing may lie inside a handle's memory. */

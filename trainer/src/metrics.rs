@@ -103,8 +103,8 @@ pub struct EpochLine {
     /// Mean matching probability of the negatives of rank 1, 2, … (the paper's Fig. 2a), over the
     /// sampled steps.
     pub matching_probability: Option<Vec<f64>>,
-    /// Share of the hardest that have their query's label (the paper's Fig. 2c), over the sampled
-    /// steps.
+    /// Of the hardest that have a label, the share with their query's (the paper's Fig. 2c), over the
+    /// sampled steps. The random rows that the queue starts with have none.
     pub same_label_share: Option<f64>,
     /// Share of mixed negatives strictly harder than the hardest real one.
     pub mixed_harder: Option<f64>,

@@ -125,8 +125,8 @@ impl Sizes {
         (self.batch, self.filters, self.out_height, self.out_width).into()
     }
 
-    /// Calls `visit(column, tap_row, y, x_start..)` for the runs of taps that lie within the image:
-    /// for each channel, kernel row, kernel column and output row, the range of output columns.
+    /// Calls `visit` with the runs of taps that lie within the image: for each channel, kernel row,
+    /// kernel column and output row, the output columns that read pixels and no padding.
     fn for_each_run(&self, mut visit: impl FnMut(Run)) {
         for channel in 0..self.channels {
             for ky in 0..self.kernel {

@@ -269,8 +269,9 @@ fn same_label_share(run: &Run) -> Figure {
         ),
         caption: format!(
             "Share of a query's {} hardest negatives that are of its own class (the paper's Fig. \
-             2c). It rises as classes form: the better the embedding, the more of the hardest \
-             negatives are false. Labels are used to measure this, not to train.{masked}",
+             2c); the random rows that the queue starts with have no class and do not count. It \
+             rises as classes form: the better the embedding, the more of the hardest negatives \
+             are false. Labels are used to measure this, not to train.{masked}",
             run.config.hardest
         ),
     }
