@@ -84,6 +84,22 @@ fn a_run_that_ended_shows_every_picture_and_asks_the_network_for_nothing() {
 }
 
 #[test]
+fn the_caption_says_which_steps_are_shown() {
+    for (log_every, shown) in [(1, "all are shown"), (2, "one in 2 is shown")] {
+        let page = rendered(folder(&format!("log_every = {log_every}\n"), &ended()).path());
+        assert!(
+            page.contains(&format!("128 images; {shown}.")),
+            "{log_every}"
+        );
+    }
+    // More lines than points, of a number of steps that u64 cannot hold.
+    let lines: Vec<String> = (1..=1000).map(|at| step(at, at as f64 / 1e3)).collect();
+    let config = format!("log_every = {}\n", i64::MAX);
+    let page = rendered(folder(&config, &(lines.join("\n") + "\n")).path());
+    assert!(page.contains("the mean of the steps sampled among"));
+}
+
+#[test]
 fn an_accuracy_below_raw_pixels_is_called_so() {
     let folder = folder("", &ended().replace("0.8440", "0.8010"));
     assert!(rendered(folder.path()).contains("1.0 points below raw pixels"));

@@ -88,15 +88,19 @@ fn by_epoch(run: &Run, of: impl Fn(&EpochLine) -> Option<f64>) -> Vec<(f64, f64)
 }
 
 fn averaged(run: &Run) -> String {
-    let every = run.steps.len().div_ceil(MOST_POINTS).max(1) as u64 * run.config.log_every;
-    let batch = run.config.batch;
-    if every > run.config.log_every {
-        format!(
-            "Each point is the mean of the steps sampled among {every}, of {batch} images each."
-        )
-    } else {
-        format!("Each point is one step of {batch} images; every {every}th is shown.")
+    let to_a_point = run.steps.len().div_ceil(MOST_POINTS).max(1) as u64;
+    let (batch, log_every) = (run.config.batch, run.config.log_every);
+    if to_a_point > 1 {
+        let among = to_a_point.saturating_mul(log_every);
+        return format!(
+            "Each point is the mean of the steps sampled among {among}, of {batch} images each."
+        );
     }
+    let shown = match log_every {
+        1 => "all are shown".into(),
+        _ => format!("one in {log_every} is shown"),
+    };
+    format!("Each point is one step of {batch} images; {shown}.")
 }
 
 fn knn(run: &Run) -> Figure {
