@@ -175,6 +175,9 @@ impl Default for TrainConfig {
 /// The most epochs of a run: far more than any, and few enough that their steps can be counted.
 const MOST_EPOCHS: u64 = 1_000_000;
 
+/// The widest embedding: far wider than any, and narrow enough that its weights can be counted.
+const MOST_EMBEDDING: usize = 65_536;
+
 impl TrainConfig {
     /// Reads a TOML file; settings that it leaves out keep their defaults.
     ///
@@ -271,6 +274,9 @@ impl TrainConfig {
         }
         if self.epochs > MOST_EPOCHS {
             return fail("epochs", self.epochs.to_string(), "at most 1000000");
+        }
+        if self.embedding > MOST_EMBEDDING {
+            return fail("embedding", self.embedding.to_string(), "at most 65536");
         }
         if let Some(size) = self.image_size.filter(|size| !(8..=1024).contains(size)) {
             return fail("image_size", size.to_string(), "8 to 1024");

@@ -119,6 +119,14 @@ fn settings_outside_their_domain_are_errors_by_name() {
         ("log_every = 0", "log_every is 0"),
         ("checkpoint_every = 0", "checkpoint_every is 0"),
         ("embedding = 0", "embedding is 0"),
+        (
+            "embedding = 65537",
+            "embedding is 65537; expected at most 65536",
+        ),
+        (
+            "embedding = 9223372036854775807",
+            "embedding is 9223372036854775807; expected at most 65536",
+        ),
         ("train_images = 0", "train_images is 0"),
         (
             "epochs = 1000001",
