@@ -236,8 +236,16 @@ impl TrainConfig {
     /// The settings as [`TrainConfig::read`] reads them.
     ///
     /// # Errors
-    /// [`Error::Setting`] for what TOML cannot hold: a seed of 2⁶³ or more.
+    /// [`Error::Setting`] for what TOML cannot hold: a path that is not UTF-8, a seed of 2⁶³ or
+    /// more.
     pub fn to_toml(&self) -> Result<String> {
+        if let Some(path) = self.data.as_ref().filter(|path| path.to_str().is_none()) {
+            return Err(Error::Setting {
+                setting: "data",
+                value: path.display().to_string(),
+                expected: "a path in UTF-8, as config.toml is".to_owned(),
+            });
+        }
         toml::to_string(self).map_err(|error| Error::Setting {
             setting: "config",
             value: error.to_string(),

@@ -267,9 +267,11 @@ impl Trainer {
 
     /// Makes the folder, with its configuration and the checkpoint of step 0.
     fn begin(&self) -> Result<()> {
+        // Settings that cannot be written should leave no folder behind either.
+        let settings = self.config.to_toml()?;
         let checkpoints = self.folder.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io("create", &checkpoints))?;
-        replace(&self.folder.config(), self.config.to_toml()?.as_bytes())?;
+        replace(&self.folder.config(), settings.as_bytes())?;
         self.state.save(&self.folder)
     }
 

@@ -274,6 +274,31 @@ fn a_folder_that_cannot_be_written_is_an_error() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_path_that_config_toml_cannot_hold_leaves_no_folder() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempdir().unwrap();
+    let data = folder
+        .path()
+        .join(std::ffi::OsStr::from_bytes(b"im\xffages"));
+    for index in 0..20 {
+        let path = data.join("ant").join(format!("{index}.png"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::GrayImage::new(8, 8).save(path).unwrap();
+    }
+    let run = folder.path().join("run");
+    let mut command = hardmix(2);
+    command.args(["train", "--batch", "4", "--run"]).arg(&run);
+    command.arg("--data").arg(&data);
+    let error = fails(command);
+    assert!(
+        error.contains("data is ") && error.contains("expected a path in UTF-8"),
+        "{error}"
+    );
+    assert!(!run.exists());
+}
+
+#[test]
 fn a_damaged_checkpoint_is_an_error_that_names_it() {
     let folder = tempdir().unwrap();
     let run = folder.path().join("run");
