@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, bail};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -52,10 +52,10 @@ pub struct Normalisation {
 }
 
 impl Normalisation {
-    /// Over these images.
+    /// Over these images; of none, the mean is 0 and the deviation that of one step of a pixel.
     #[must_use]
     pub fn of(images: &Images) -> Self {
-        let plane = images.shape.height * images.shape.width;
+        let plane = (images.shape.height * images.shape.width).max(1);
         let channels = (0..images.shape.channels).map(|channel| {
             // Whole numbers: exact in any order.
             let (mut sum, mut squares, mut count) = (0u64, 0u64, 0u64);
@@ -68,8 +68,9 @@ impl Normalisation {
                     .sum::<u64>();
                 count += pixels.len() as u64;
             }
-            let mean = sum as f64 / count as f64;
-            let variance = squares as f64 / count as f64 - mean * mean;
+            let count = count.max(1) as f64;
+            let mean = sum as f64 / count;
+            let variance = squares as f64 / count - mean * mean;
             (
                 (mean / 255.0) as f32,
                 (255.0 / variance.max(1.0).sqrt()) as f32,
@@ -88,6 +89,27 @@ impl Normalisation {
     }
 }
 
+/// The images with these numbers.
+fn chosen<'a>(
+    images: &'a Images,
+    numbers: impl Iterator<Item = usize>,
+    normalisation: &Normalisation,
+) -> candle_core::Result<Vec<&'a [u8]>> {
+    let (shape, count) = (
+        images.shape,
+        images.pixels.len() / images.shape.len().max(1),
+    );
+    if shape.is_empty() || shape.channels != normalisation.channels.len() {
+        let channels = normalisation.channels.len();
+        bail!("images are {shape}; expected pixels in {channels} channels, as were normalised");
+    }
+    let image = |number| match number < count {
+        true => Ok(images.image(number)),
+        false => bail!("image {number} was asked for; expected less than {count}"),
+    };
+    numbers.map(image).collect()
+}
+
 fn tensor(data: Vec<f32>, shape: Shape) -> candle_core::Result<Tensor> {
     let count = data.len() / shape.len();
     Tensor::from_vec(
@@ -100,17 +122,17 @@ fn tensor(data: Vec<f32>, shape: Shape) -> candle_core::Result<Tensor> {
 /// Images as they are, normalised: [count, C, H, W].
 ///
 /// # Errors
-/// None on the CPU.
+/// For images that are not there or have no pixels, and a normalisation of other channels.
 pub fn plain(
     images: &Images,
     range: Range<usize>,
     normalisation: &Normalisation,
 ) -> candle_core::Result<Tensor> {
+    let chosen = chosen(images, range, normalisation)?;
     let size = images.shape.len();
-    let pixels = &images.pixels[range.start * size..range.end * size];
-    let mut data = vec![0.0; pixels.len()];
+    let mut data = vec![0.0; chosen.len() * size];
     data.par_chunks_mut(size)
-        .zip(pixels.par_chunks(size))
+        .zip(chosen)
         .for_each(|(to, from)| {
             to.iter_mut()
                 .zip(from)
@@ -123,7 +145,7 @@ pub fn plain(
 /// One random view of each of the images with these numbers: [count, C, H, W].
 ///
 /// # Errors
-/// None on the CPU.
+/// As for [`plain`], and for a `crop_scale` outside its domain.
 pub fn views(
     images: &Images,
     numbers: &[usize],
@@ -131,13 +153,17 @@ pub fn views(
     augment: &Augment,
     normalisation: &Normalisation,
 ) -> candle_core::Result<Tensor> {
+    augment
+        .check_crop_scale()
+        .map_err(candle_core::Error::wrap)?;
+    let chosen = chosen(images, numbers.iter().copied(), normalisation)?;
     let size = images.shape.len();
     let mut data = vec![0.0; numbers.len() * size];
     data.par_chunks_mut(size)
-        .zip(numbers)
-        .for_each(|(view, &number)| {
+        .zip(numbers.par_iter().zip(chosen))
+        .for_each(|(view, (&number, image))| {
             let mut rng = generator([key.seed, key.epoch, number as u64, key.view]);
-            crop(images.image(number), images.shape, augment, &mut rng, view);
+            crop(image, images.shape, augment, &mut rng, view);
             colour(view, images.shape, augment, &mut rng);
             normalisation.apply(view);
             erase(view, images.shape, augment, &mut rng);

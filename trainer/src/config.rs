@@ -75,6 +75,20 @@ impl Default for Augment {
     }
 }
 
+impl Augment {
+    /// The one setting whose domain a view cannot do without.
+    pub(crate) fn check_crop_scale(&self) -> Result<()> {
+        if self.crop_scale > 0.0 && self.crop_scale <= 1.0 {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            setting: "augment.crop_scale",
+            value: self.crop_scale.to_string(),
+            expected: "above 0, at most 1".to_owned(),
+        })
+    }
+}
+
 /// Every setting of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -315,13 +329,7 @@ impl TrainConfig {
                 return fail(setting, value.to_string(), "0 to 1");
             }
         }
-        if !(augment.crop_scale > 0.0 && augment.crop_scale <= 1.0) {
-            return fail(
-                "augment.crop_scale",
-                augment.crop_scale.to_string(),
-                "above 0, at most 1",
-            );
-        }
+        augment.check_crop_scale()?;
         if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
             let value = self.learning_rate.to_string();
             return fail("learning_rate", value, "a positive, finite number");
