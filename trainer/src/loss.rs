@@ -68,19 +68,22 @@ impl Case {
         let config = settings.config()?;
         let tensors = Tensors(&file);
 
-        let ([rows, dim], queries) = tensors.required("queries", "F32", f32::from_le_bytes)?;
-        let (shape, keys) = tensors.required::<f32, 4, 2>("keys", "F32", f32::from_le_bytes)?;
+        let ([rows, dim], queries) = tensors.required("queries", Dtype::F32, f32::from_le_bytes)?;
+        let (shape, keys) =
+            tensors.required::<f32, 4, 2>("keys", Dtype::F32, f32::from_le_bytes)?;
         if shape != [rows, dim] {
             return Err(format!(
                 "`keys` has shape {shape:?}; expected [{rows}, {dim}], as `queries`"
             ));
         }
         let mut queue = Queue::from_rows(tensors.queue(dim)?, dim).map_err(|e| e.to_string())?;
-        if let Some(([_], labels)) = tensors.optional("queue_labels", "U32", u32::from_le_bytes)? {
+        if let Some(([_], labels)) =
+            tensors.optional("queue_labels", Dtype::U32, u32::from_le_bytes)?
+        {
             queue = queue.with_labels(labels).map_err(|e| e.to_string())?;
         }
         let query_labels = tensors
-            .optional::<u32, 4, 1>("query_labels", "U32", u32::from_le_bytes)?
+            .optional::<u32, 4, 1>("query_labels", Dtype::U32, u32::from_le_bytes)?
             .map(|(_, labels)| labels);
         let draws = draws(&settings, &tensors, &config, rows)?;
         Ok(Self {
@@ -171,7 +174,7 @@ impl Tensors<'_> {
     fn optional<T, const SIZE: usize, const RANK: usize>(
         &self,
         name: &str,
-        dtype: &str,
+        dtype: Dtype,
         element: fn([u8; SIZE]) -> T,
     ) -> Result<Option<Shaped<T, RANK>>, String> {
         let Some(view) = self.view(name) else {
@@ -183,9 +186,9 @@ impl Tensors<'_> {
                 view.shape()
             )
         })?;
-        if format!("{:?}", view.dtype()) != dtype {
+        if view.dtype() != dtype {
             return Err(format!(
-                "`{name}` has type {:?}; expected {dtype}",
+                "`{name}` has type {:?}; expected {dtype:?}",
                 view.dtype()
             ));
         }
@@ -195,7 +198,7 @@ impl Tensors<'_> {
     fn required<T, const SIZE: usize, const RANK: usize>(
         &self,
         name: &str,
-        dtype: &str,
+        dtype: Dtype,
         element: fn([u8; SIZE]) -> T,
     ) -> Result<Shaped<T, RANK>, String> {
         self.optional(name, dtype, element)?
@@ -224,7 +227,7 @@ impl Tensors<'_> {
     fn draw<T>(
         &self,
         name: &str,
-        dtype: &str,
+        dtype: Dtype,
         element: fn([u8; 4]) -> T,
         (rows, width): (usize, usize),
     ) -> Result<Vec<T>, String> {
@@ -275,11 +278,11 @@ fn draws(
             let mixed = (rows, config.mixed());
             let query_mixed = (rows, config.query_mixed());
             Ok(Draws::given(GivenDraws {
-                first: tensors.draw("first", "U32", u32::from_le_bytes, mixed)?,
-                second: tensors.draw("second", "U32", u32::from_le_bytes, mixed)?,
-                alpha: tensors.draw("alpha", "F32", f32::from_le_bytes, mixed)?,
-                pick: tensors.draw("pick", "U32", u32::from_le_bytes, query_mixed)?,
-                beta: tensors.draw("beta", "F32", f32::from_le_bytes, query_mixed)?,
+                first: tensors.draw("first", Dtype::U32, u32::from_le_bytes, mixed)?,
+                second: tensors.draw("second", Dtype::U32, u32::from_le_bytes, mixed)?,
+                alpha: tensors.draw("alpha", Dtype::F32, f32::from_le_bytes, mixed)?,
+                pick: tensors.draw("pick", Dtype::U32, u32::from_le_bytes, query_mixed)?,
+                beta: tensors.draw("beta", Dtype::F32, f32::from_le_bytes, query_mixed)?,
             }))
         }
     }
