@@ -7,7 +7,7 @@
 //! folder that differ between two equal runs.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -168,19 +168,20 @@ impl Line {
 /// # Errors
 /// [`Error::Io`] where the file cannot be read and [`Error::Metrics`] for a line that is not one.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let mut lines = Vec::new();
-    for (index, text) in BufReader::new(file).lines().enumerate() {
-        let text = text.map_err(Error::io("read", path))?;
-        lines.push(
-            serde_json::from_str(&text).map_err(|source| Error::Metrics {
-                path: path.to_owned(),
-                line: index + 1,
-                source,
-            })?,
-        );
-    }
-    Ok(lines)
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    parse(path, &text)
+}
+
+/// The lines of the file at `path`, or of the part of it that is whole.
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<Line>> {
+    let line = |(index, text)| {
+        serde_json::from_str(text).map_err(|source| Error::Metrics {
+            path: path.to_owned(),
+            line: index + 1,
+            source,
+        })
+    };
+    text.lines().enumerate().map(line).collect()
 }
 
 /// The end of a metrics file that is being written.

@@ -159,6 +159,15 @@ fn a_damaged_line_is_an_error_that_names_it() {
 }
 
 #[test]
+fn an_empty_line_at_the_end_is_no_line_of_metrics() {
+    let folder = folder("", &(epoch(1) + "\n\n"));
+    assert!(matches!(
+        report::write(folder.path()),
+        Err(Error::Metrics { line: 2, .. })
+    ));
+}
+
+#[test]
 fn numbers_out_of_order_or_of_any_size_make_a_page() {
     let epochs = [epoch(3), epoch(1), epoch(u64::MAX / 10)].join("\n");
     for (from, to) in [

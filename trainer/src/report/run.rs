@@ -1,11 +1,12 @@
 //! What a run folder holds, as the report needs it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 
 use crate::config::{Method, TrainConfig};
 use crate::error::{Error, Result};
-use crate::metrics::{EpochLine, Line, ResultLine, RunLine, StepLine};
+use crate::metrics::{self, EpochLine, Line, ResultLine, RunLine, StepLine};
 use crate::run_folder::RunFolder;
 
 /// A run as its folder tells it.
@@ -130,27 +131,12 @@ impl Run {
 
 /// The lines of a metrics file, and whether its last line is cut off. No file is no lines: a run
 /// writes its settings first.
-fn read_lines(path: &PathBuf) -> Result<(Vec<Line>, bool)> {
+fn read_lines(path: &Path) -> Result<(Vec<Line>, bool)> {
     let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(Error::io("read", path)(error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        read => read.map_err(Error::io("read", path))?,
     };
-    let torn = !text.is_empty() && !text.ends_with('\n');
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let parse = |(index, line)| {
-        serde_json::from_str(line).map_err(|source| Error::Metrics {
-            path: path.clone(),
-            line: index + 1,
-            source,
-        })
-    };
-    Ok((
-        whole
-            .lines()
-            .enumerate()
-            .map(parse)
-            .collect::<Result<_>>()?,
-        torn,
-    ))
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    let lines = metrics::parse(path, &text[..whole])?;
+    Ok((lines, whole < text.len()))
 }
