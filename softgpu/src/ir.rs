@@ -219,6 +219,19 @@ pub(crate) enum Op {
     Asynchronous(Box<asynchronous::Asynchronous>),
 }
 
+impl Op {
+    /// Whether all 32 lanes of the warp execute it together (`.sync.aligned`, beside barriers, which
+    /// lanes that have ended are not part of).
+    #[inline(always)]
+    pub(crate) fn is_aligned(&self) -> bool {
+        match self {
+            Self::Matrix { .. } | Self::LoadMatrix { .. } | Self::StoreMatrix { .. } => true,
+            Self::Asynchronous(operation) => operation.is_aligned(),
+            _ => false,
+        }
+    }
+}
+
 /// The file that a register lies in, and how many of its bytes count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Width {

@@ -2,7 +2,7 @@
 
 use super::{Flow, Machine, Result};
 use crate::ir::asynchronous::Asynchronous;
-use crate::warp::{Group, Wait, Warp};
+use crate::warp::{Group, Warp};
 
 impl Machine<'_> {
     pub(super) fn asynchronous(
@@ -14,14 +14,6 @@ impl Machine<'_> {
     ) -> Result<Flow> {
         use Asynchronous as A;
         let pc = group.pc;
-        if operation.is_aligned() {
-            if mask != group.mask {
-                return Ok(Flow::Only(mask));
-            }
-            if mask != warp.alive && !std::mem::take(&mut warp.forced) {
-                return Ok(Flow::Park(Wait::Warp, pc));
-            }
-        }
         match operation {
             A::Init { barrier, count } => {
                 self.init_gate(warp, *barrier, Some(*count), mask, pc)?;

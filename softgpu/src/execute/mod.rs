@@ -251,6 +251,11 @@ impl Machine<'_> {
         {
             self.wgmma_access(warp, touched, pc)?;
         }
+        if instruction.op.is_aligned()
+            && let Some(flow) = self.await_warp(warp, mask, group)?
+        {
+            return Ok(flow);
+        }
         match &instruction.op {
             Op::Compute(action) => action(&mut warp.registers, mask),
             Op::Load(load) => self.load(warp, load, mask, pc)?,
@@ -330,6 +335,29 @@ impl Machine<'_> {
             }
         }
         Ok(Flow::Next)
+    }
+
+    /// Before an instruction that the whole warp executes together: what to do instead while it is
+    /// not there.
+    fn await_warp(&self, warp: &mut Warp, mask: u32, group: Group) -> Result<Option<Flow>> {
+        if mask != group.mask {
+            return Ok(Some(Flow::Only(mask)));
+        }
+        if mask == !0 || std::mem::take(&mut warp.forced) {
+            return Ok(None);
+        }
+        if mask != warp.alive {
+            return Ok(Some(Flow::Park(Wait::Warp, group.pc)));
+        }
+        if !self.flags.barriers {
+            return Ok(None);
+        }
+        let what = format!(
+            "all 32 lanes of the warp must take part, and {} have ended or never were",
+            mask.count_zeros()
+        );
+        let site = self.site(warp, mask.trailing_zeros(), group.pc, "takes part");
+        Err(Fault::new(Kind::DivergentBarrier, what).at(site))
     }
 
     /// These lanes of a group go on to the next instruction, the others stay.

@@ -23,6 +23,8 @@ enum Bug {
   NO_MERGE_BARRIER,     // the warps' results are merged before they are written
   NO_REUSE_BARRIER,     // results overwrite the ring while a slower warp reads it
   NO_SYNCWARP,          // WARP_PRIVATE without its __syncwarp
+  MMA_IN_BRANCH,        // half of a warp's lanes sit a product out
+  MMA_AFTER_RETURN,     // some lanes have returned before the warp multiplies
   // Controls: correct.
   WARP_PRIVATE,         // every warp copies its own rows, and no block barrier is needed
   WAIT_FOR_ALL,         // no copy is in flight across rounds
@@ -89,6 +91,7 @@ __device__ __forceinline__ void scores(const bf16* queries, const bf16* keys, u3
     else if (BUG != BARRIER_BEFORE_WAIT && !PRIVATE) __syncthreads();
     if (BUG != REFILL_EARLY) fill(tile + STAGES - 1);
 
+    if (BUG == MMA_AFTER_RETURN && tile + 1 == tiles && quad == 3) return;
     float s[2][4] = {};
 #pragma unroll
     for (u32 k = 0; k < DIM / 16; ++k) {
@@ -96,6 +99,7 @@ __device__ __forceinline__ void scores(const bf16* queries, const bf16* keys, u3
       u32 row = warp * 16 + lane / 16 * 8 + lane % 8, chunk = k * 2 + lane / 8 % 2;
       u32 b[4], from = chunk_offset(row, chunk, BUG == WRONG_SWIZZLE ? 3 : 7);
       load_matrices(b, stage(tile) + from + (BUG == MISALIGNED_ROWS ? 8 : 0));
+      if (BUG == MMA_IN_BRANCH && quad >= 2) continue;
       mma(s[0], a[k], b[BUG == SWAPPED_FRAGMENTS], b[BUG != SWAPPED_FRAGMENTS]);
       mma(s[1], a[k], b[2], b[3]);
     }
@@ -211,5 +215,7 @@ INSTANCE(scores_stale_maximum, 2, false, STALE_MAXIMUM)
 INSTANCE(scores_no_merge_barrier, 2, false, NO_MERGE_BARRIER)
 INSTANCE(weighted_no_reuse_barrier, 2, true, NO_REUSE_BARRIER)
 INSTANCE(scores_no_syncwarp, 2, false, NO_SYNCWARP)
+INSTANCE(scores_mma_in_branch, 2, false, MMA_IN_BRANCH)
+INSTANCE(scores_mma_after_return, 2, false, MMA_AFTER_RETURN)
 INSTANCE(scores_warp_private, 3, false, WARP_PRIVATE)
 INSTANCE(scores_wait_for_all, 3, false, WAIT_FOR_ALL)

@@ -185,6 +185,8 @@ fn scored() -> Vec<Case> {
             ("scores_no_commit", copy(&[Uninitialised, SharedRaces])),
             ("scores_barrier_before_wait", copy_or_race()),
             ("scores_no_syncwarp", copy_or_race()),
+            ("scores_mma_in_branch", barrier()),
+            ("scores_mma_after_return", barrier()),
             ("scores_swapped_fragments", WrongResult),
             ("scores_swapped_rows", WrongResult),
             ("scores_wrong_swizzle", WrongResult),
