@@ -21,10 +21,12 @@ const REMEMBERED: usize = 1 << 16;
 
 // The loaded copy.
 
-static OPTIONS: LazyLock<Mutex<Options>> = LazyLock::new(|| Mutex::new(from_environment()));
+static ENVIRONMENT: LazyLock<Options> = LazyLock::new(from_environment);
 static LAST_REPORT: Mutex<String> = Mutex::new(String::new());
 
 thread_local! {
+    /// A thread's own: tests beside each other in a process must not steer each other's launches.
+    static OPTIONS: Cell<Options> = Cell::new(*ENVIRONMENT);
     static LAUNCHES: RefCell<VecDeque<(Arc<str>, Counters)>> = const { RefCell::new(VecDeque::new()) };
     static WAITS: Cell<u64> = const { Cell::new(0) };
 }
@@ -83,13 +85,20 @@ fn complain(sentence: &str) {
     let _ = writeln!(std::io::stderr(), "{sentence}");
 }
 
-fn with_options<T>(act: impl FnOnce(&mut Options) -> T) -> T {
-    act(&mut OPTIONS.lock().unwrap_or_else(PoisonError::into_inner))
+fn change(act: impl FnOnce(&mut Options)) {
+    let mut options = options();
+    act(&mut options);
+    adopt(options);
 }
 
-/// How launches run now.
+/// How this thread's launches run now.
 pub(crate) fn options() -> Options {
-    with_options(|options| *options)
+    OPTIONS.get()
+}
+
+/// Lets this thread's launches run like another thread's: those that it does in its place.
+pub(crate) fn adopt(options: Options) {
+    OPTIONS.set(options);
 }
 
 /// Says on stderr what a check found, and remembers it.
@@ -131,7 +140,7 @@ unsafe fn give_text(text: &str, buffer: *mut c_char, room: usize) -> usize {
 extern "C" fn softgpu_set_schedule(blocks: u32, copies: u32, seed: u64) {
     let blocks = [Blocks::InOrder, Blocks::Reversed, Blocks::Random][blocks.min(2) as usize];
     let copies = [Copies::Early, Copies::Late, Copies::Random][copies.min(2) as usize];
-    with_options(|options| {
+    change(|options| {
         options.schedule = Schedule {
             blocks,
             copies,
@@ -143,7 +152,7 @@ extern "C" fn softgpu_set_schedule(blocks: u32, copies: u32, seed: u64) {
 #[unsafe(no_mangle)]
 extern "C" fn softgpu_set_check(check: u32, on: c_int) {
     if let Some(check) = Check::ALL.into_iter().find(|known| *known as u32 == check) {
-        with_options(|options| options.checks = options.checks.with(check, on != 0));
+        change(|options| options.checks = options.checks.with(check, on != 0));
     }
 }
 
@@ -154,12 +163,12 @@ extern "C" fn softgpu_set_unchecked(unchecked: c_int) {
     } else {
         Checks::unchecked()
     };
-    with_options(|options| options.checks = checks);
+    change(|options| options.checks = checks);
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn softgpu_set_step_limit(limit: u64) {
-    with_options(|options| options.step_limit = limit);
+    change(|options| options.step_limit = limit);
 }
 
 /// # Safety
@@ -171,9 +180,6 @@ unsafe extern "C" fn softgpu_last_report(buffer: *mut c_char, room: usize) -> us
     unsafe { give_text(&report, buffer, room) }
 }
 
-/// Takes the oldest remembered launch of this thread; returns the length of its kernel's name, or
-/// -1 if there is none.
-///
 /// Counts a call that makes the thread wait for the device's work.
 pub(crate) fn count_wait() {
     WAITS.set(WAITS.get() + 1);
@@ -184,6 +190,9 @@ extern "C" fn softgpu_waits() -> u64 {
     WAITS.get()
 }
 
+/// Takes the oldest remembered launch of this thread; returns the length of its kernel's name, or
+/// -1 if there is none.
+///
 /// # Safety
 /// `buffer` has `room` writable bytes, or `room` is 0; `counters` is writable.
 #[unsafe(no_mangle)]
@@ -205,7 +214,7 @@ unsafe extern "C" fn softgpu_take_launch(
 // The copy that a test links.
 
 /// Sets the order of blocks and warps, and when asynchronous copies land, for later launches of
-/// the process.
+/// this thread.
 ///
 /// # Panics
 /// Where softgpu is not what the process runs on (see [`crate::install()`]); so do the others here.
@@ -225,21 +234,21 @@ pub fn set_schedule(schedule: Schedule) {
     set(blocks, copies, schedule.seed);
 }
 
-/// Switches one class of checks on or off for later launches of the process.
+/// Switches one class of checks on or off for later launches of this thread.
 pub fn set_check(check: Check, on: bool) {
     // SAFETY: the exported function above has this type.
     let set = unsafe { symbol::<extern "C" fn(u32, c_int)>(c"softgpu_set_check") };
     set(check as u32, c_int::from(on));
 }
 
-/// Switches all checks but the step limit off, or all on again, for later launches of the process.
+/// Switches all checks but the step limit off, or all on again, for later launches of this thread.
 pub fn set_unchecked(unchecked: bool) {
     // SAFETY: the exported function above has this type.
     let set = unsafe { symbol::<extern "C" fn(c_int)>(c"softgpu_set_unchecked") };
     set(c_int::from(unchecked));
 }
 
-/// Sets the most instructions that a later launch may execute.
+/// Sets the most instructions that a later launch of this thread may execute.
 pub fn set_step_limit(limit: u64) {
     // SAFETY: the exported function above has this type.
     let set = unsafe { symbol::<extern "C" fn(u64)>(c"softgpu_set_step_limit") };
@@ -299,6 +308,22 @@ fn text(get: impl Fn(*mut c_char, usize) -> usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_steers_its_own_launches_alone() {
+        let before = options();
+        std::thread::spawn(move || {
+            softgpu_set_schedule(1, 0, 5);
+            softgpu_set_check(Check::Bounds as u32, 0);
+            softgpu_set_step_limit(7);
+            let own = options();
+            assert_eq!((own.schedule.blocks, own.step_limit), (Blocks::Reversed, 7));
+            assert!(!own.checks.has(Check::Bounds) && own != before);
+        })
+        .join()
+        .unwrap();
+        assert_eq!(options(), before);
+    }
 
     #[test]
     fn schedules_are_read_from_text() {

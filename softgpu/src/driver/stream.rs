@@ -16,6 +16,7 @@ use super::event::{Event, Record};
 use super::graph::Capturing;
 use super::work::Work;
 use super::{Handle, driver};
+use crate::control;
 
 const NON_BLOCKING: c_uint = 1;
 /// Priorities run from 0 (least) to this, as on an H100.
@@ -96,7 +97,11 @@ impl Stream {
             queue.waiting.push_back(work);
             queue.draining = true;
             let stream = Arc::clone(self);
-            let drainer = std::thread::Builder::new().spawn(move || stream.drain());
+            let options = control::options();
+            let drainer = std::thread::Builder::new().spawn(move || {
+                control::adopt(options);
+                stream.drain();
+            });
             drop(queue);
             if drainer.is_err() {
                 // No thread to be had: the caller waits instead.

@@ -34,8 +34,7 @@ pub fn schedules() -> [Schedule; 6] {
     all
 }
 
-/// A device with one file of kernels loaded, for one test at a time: schedules and checks belong to
-/// the process.
+/// A device with one file of kernels loaded, for one test at a time: they share the default stream.
 pub struct Gpu {
     pub stream: Arc<CudaStream>,
     module: Arc<CudaModule>,
