@@ -165,6 +165,7 @@ fn grid_workspace(memory: &mut Memory) -> Result<u64, Fault> {
         .and_then(|at| memory.allocations[at].as_mut());
     if let Some(allocation) = allocation {
         allocation.extent.written.mark(0, 64);
+        allocation.extent.bytes.fill(0);
     }
     Ok(address)
 }

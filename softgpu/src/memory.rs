@@ -46,6 +46,11 @@ pub(crate) struct Extent {
     pub(crate) cells: Cells,
 }
 
+/// What bytes of an allocation hold that nobody has written: no zeros, which a kernel that forgets to
+/// write one would pass with, but NaN in every format of floats. In shared memory, which only kernels
+/// read, every such read is found.
+const UNWRITTEN: u8 = 0xFF;
+
 impl Extent {
     pub(crate) fn new(size: usize) -> Self {
         Self {
@@ -190,9 +195,11 @@ impl Memory {
             ));
         }
         drop(bytes);
+        let mut extent = Extent::new(size as usize);
+        extent.bytes.fill(UNWRITTEN);
         let allocation = Allocation {
             base,
-            extent: Extent::new(size as usize),
+            extent,
             host: Vec::new(),
         };
         let index = self.free.pop().unwrap_or_else(|| {
@@ -496,7 +503,7 @@ impl Memory {
         )
     }
 
-    /// Copies device memory to the host. Bytes that were never written read as 0: copying them is
+    /// Copies device memory to the host. Bytes that were never written read as 0xFF: copying them is
     /// no fault.
     ///
     /// # Errors
@@ -610,6 +617,9 @@ mod tests {
         let mut memory = Memory::new(1 << 20);
         let at = memory.allocate(100).unwrap();
         assert!(at >= BASE && at.is_multiple_of(256));
+        let mut fresh = [0; 100];
+        memory.read(at, &mut fresh, &order(0, &[1])).unwrap();
+        assert_eq!(fresh, [UNWRITTEN; 100]);
         memory.fill(at, &[1, 2], 50, &order(0, &[1])).unwrap();
         let mut out = [0; 4];
         memory.read(at + 96, &mut out, &order(0, &[2])).unwrap();
