@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::bits;
 use common::cases::unit_rows;
 use common::cuda::{alone, device, is_softgpu, under_all_schedules};
 use hardmix::cuda::{self, FusedTuning, Path, Precision};
@@ -52,10 +53,6 @@ fn run(input: &Input, path: Path, precision: Precision, tuning: FusedTuning) -> 
         .with_fused_tuning(tuning)
         .run_from_host(&batch, &queue, &Draws::seeded(3, 4).expect("draws"))
         .expect("an output")
-}
-
-fn bits(logits: &[f32]) -> Vec<u32> {
-    logits.iter().map(|logit| logit.to_bits()).collect()
 }
 
 #[track_caller]

@@ -19,6 +19,7 @@ mod lower;
 pub mod memory;
 pub mod number;
 mod parse;
+mod random;
 mod registers;
 mod shadow;
 mod space;

@@ -147,16 +147,6 @@ impl Memory {
         (self.capacity - self.used, self.capacity)
     }
 
-    /// Bytes of shadow memory that describe accesses: at most 7 for each byte touched.
-    #[must_use]
-    pub fn shadow_bytes(&self) -> usize {
-        self.allocations
-            .iter()
-            .flatten()
-            .map(|allocation| allocation.extent.cells.size())
-            .sum()
-    }
-
     /// Allocates `size` bytes, uninitialised, at a multiple of 256.
     ///
     /// # Errors

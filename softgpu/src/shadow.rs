@@ -98,11 +98,6 @@ impl Cells {
     pub(crate) fn clear(&mut self) {
         self.pages.clear();
     }
-
-    /// Bytes that the cells take.
-    pub(crate) fn size(&self) -> usize {
-        self.pages.iter().flatten().count() * PAGE * size_of::<Cell>()
-    }
 }
 
 /// One bit a byte: whether it was written.

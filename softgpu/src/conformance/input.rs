@@ -1,5 +1,7 @@
 //! What the input words of a form are drawn from.
 
+use crate::random;
+
 /// The distribution of an input word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
@@ -68,10 +70,7 @@ impl Draw {
     }
 
     fn bits(&mut self) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+        random::draw(&mut self.0)
     }
 
     fn below(&mut self, n: u32) -> u32 {

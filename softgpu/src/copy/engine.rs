@@ -3,6 +3,7 @@
 use super::{Fabric, Groups, Location, Origin, Piece, Space, Use, Watch, move_piece};
 use crate::fault::Fault;
 use crate::launch::Copies;
+use crate::random;
 
 /// A copy that was issued and whose end nobody has seen.
 #[derive(Clone, Debug)]
@@ -379,13 +380,7 @@ impl<O: Origin> Engine<O> {
         match self.policy {
             Copies::Early => true,
             Copies::Late => false,
-            Copies::Random => {
-                // xorshift64*: any generator will do that a seed determines.
-                self.random ^= self.random >> 12;
-                self.random ^= self.random << 25;
-                self.random ^= self.random >> 27;
-                self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 63 == 1
-            }
+            Copies::Random => random::flip(&mut self.random),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::execute::{Flags, Machine, Outcome};
 use crate::fault::{Fault, Kind};
 use crate::ir::{Kernel, Ordering, Special, Width};
 use crate::memory::Memory;
+use crate::random;
 use crate::warp::Warp;
 
 /// Instructions that a warp executes before another has its turn.
@@ -172,11 +173,7 @@ impl<'a> Runner<'a> {
 
     /// A number drawn from the seed.
     fn draw(&mut self, below: u32) -> u32 {
-        // xorshift64*: any generator will do that a seed determines.
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        let high = self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+        let high = u64::from(random::draw(&mut self.random));
         ((high * u64::from(below)) >> 32) as u32
     }
 

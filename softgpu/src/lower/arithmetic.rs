@@ -55,7 +55,6 @@ impl Lowering<'_> {
             "add" | "sub" | "mad" if opcode.has("cc") => self.carrying(opcode, operands)?,
             "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "abs"
             | "neg" | "mul24" | "mad24" | "sad" => self.number(opcode, operands)?,
-            "add3" => None,
             "and" | "or" | "xor" | "not" | "cnot" | "lop3" | "shl" | "shr" | "shf" | "prmt"
             | "bfe" | "bfi" | "bfind" | "brev" | "popc" | "clz" | "bmsk" | "szext" | "fns" => {
                 self.bitwise(opcode, operands)?

@@ -14,6 +14,7 @@ use super::wgmma::{OperandA, Wgmma};
 use crate::copy::Groups;
 use crate::fault::Fault;
 use crate::launch::Copies;
+use crate::random;
 
 /// One issued operation. `O` says who issued it, and where.
 #[derive(Clone, Debug)]
@@ -194,12 +195,7 @@ impl<O: Clone> Pipe<O> {
         match self.policy {
             Copies::Early => true,
             Copies::Late => false,
-            Copies::Random => {
-                self.random ^= self.random >> 12;
-                self.random ^= self.random << 25;
-                self.random ^= self.random >> 27;
-                self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 63 == 1
-            }
+            Copies::Random => random::flip(&mut self.random),
         }
     }
 }

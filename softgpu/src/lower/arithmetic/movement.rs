@@ -22,10 +22,6 @@ impl Lowering<'_> {
                 let flip = if negated { !0 } else { 0 };
                 Ok(Some(logic([d, a, a, a], move |a, _, _| a ^ flip)))
             }
-            (d, Operand::Name(name, 0)) if name.starts_with("%clock") => {
-                let _ = d;
-                Ok(None)
-            }
             (d, a) => {
                 let d = self.target(opcode, d, kind)?;
                 let a = self.source(opcode, a, kind)?;
