@@ -321,6 +321,8 @@ pub(crate) struct Atomic {
     pub(crate) c: Index,
     /// The new value from the old one and the operands.
     pub(crate) f: Box<dyn Fn(u64, u64, u64) -> u64 + Send + Sync>,
+    /// Whether subnormal f32 operands and results count as zero, which they do not in shared memory.
+    pub(crate) flushes: bool,
     pub(crate) strength: Strength,
 }
 

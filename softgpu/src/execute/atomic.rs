@@ -7,6 +7,7 @@ use super::row::LaneAccess;
 use super::{Location, Machine, Result, lanes};
 use crate::clock::{Clock, Knowledge, View};
 use crate::ir::{Atomic, Fence, Scope, Space, Strength, Width};
+use crate::number::arithmetic;
 use crate::registers::LANES;
 use crate::space;
 use crate::warp::Warp;
@@ -35,7 +36,16 @@ impl Machine<'_> {
                 _ => warp.registers.narrow[index as usize][lane].into(),
             };
             let (b, c) = (operand(atomic.b), operand(atomic.c));
-            let f = |old| (atomic.f)(old, b, c);
+            let space = match atomic.space {
+                Space::Generic => space::resolve(addresses[lane]).0,
+                space => space,
+            };
+            let flushes = atomic.flushes && space != Space::Shared;
+            let flush = |bits: u64| match flushes {
+                true => arithmetic::flush(f32::from_bits(bits as u32)).to_bits().into(),
+                false => bits,
+            };
+            let f = |old| flush((atomic.f)(flush(old), flush(b), c));
             let bytes = atomic.width.bytes();
             let mut place = LaneAccess::of(atomic.space, &addresses, lane, bytes, pc);
             place.stamp = stamp;

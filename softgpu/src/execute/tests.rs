@@ -258,6 +258,42 @@ fn blocks_order_their_writes_by_fence_and_atomic() {
 }
 
 #[test]
+fn documented_corners_of_narrow_floats() {
+    for (body, expected) in [
+        // True is all ones, of the width of the result.
+        (
+            "mov.b16 %h1, 0x3C00; set.eq.u32.f16 %r10, %h1, %h1;",
+            u32::MAX,
+        ),
+        // 2⁻²⁰ is subnormal in f16 alone, and `.ftz` is about f32.
+        (
+            "mov.f32 %f1, 0f35800000; cvt.rn.ftz.f16.f32 %h1, %f1; cvt.u32.u16 %r10, %h1;",
+            0x10,
+        ),
+        // 2⁻¹³⁰ is subnormal in bf16.
+        (
+            "mov.b16 %h1, 0xC302; ex2.approx.ftz.bf16 %h2, %h1; cvt.u32.u16 %r10, %h2;",
+            0,
+        ),
+        // Sums of subnormals: flushed in global memory, kept in shared memory.
+        (
+            "mov.f32 %f1, 0f00000003; atom.global.add.f32 %f2, [%rd4], %f1;
+             ld.global.u32 %r10, [%rd4];",
+            0,
+        ),
+        (
+            "mov.f32 %f1, 0f00000003; shl.b32 %r5, %r1, 2; mov.u32 %r6, s; add.s32 %r7, %r6, %r5;
+             mov.u32 %r8, 0; st.shared.u32 [%r7], %r8; atom.shared.add.f32 %f2, [%r7], %f1;
+             ld.shared.u32 %r10, [%r7];",
+            3,
+        ),
+    ] {
+        let run = Run::new(".shared .align 4 .b8 s[128];", &format!("{body} {STORE}"));
+        assert_eq!(run.output()[0], expected, "{body}");
+    }
+}
+
+#[test]
 fn divergent_barriers_are_found() {
     let body = "setp.lt.u32 %p1, %r1, 16; @!%p1 bra other; bar.sync 0; bra done;
         other: bar.sync 0; done:";

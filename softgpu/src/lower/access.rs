@@ -307,6 +307,7 @@ impl Lowering<'_> {
         Self::hints(opcode);
         let kind = opcode.take_type()?.as_unsigned();
         let width = width(kind.size()).ok_or_else(|| opcode.unsupported())?;
+        let flushes = (name, kind) == ("add", Type::F32);
         let f = update(name, kind).ok_or_else(|| opcode.unsupported())?;
         let (d, rest) = match (opcode.base, operands) {
             ("atom", [d, rest @ ..]) => {
@@ -338,6 +339,7 @@ impl Lowering<'_> {
             b,
             c,
             f,
+            flushes,
             strength,
         }))
     }
@@ -391,7 +393,6 @@ fn update(name: &str, kind: Type) -> Option<Update> {
     };
     match (name, kind) {
         ("add", Type::F32) => Some(Box::new(|a, b, _| {
-            // Atomics on global f32 keep subnormals.
             let sum = f32::from_bits(a as u32) + f32::from_bits(b as u32);
             u64::from(arithmetic::canonical(sum).to_bits())
         })),

@@ -203,7 +203,12 @@ fn encode(format: Format, value: f64, m: Modifiers) -> u32 {
         false => value,
     };
     let bits = format.encode(value, m.rounding, m.overflow);
-    let bits = if m.ftz { format.flush(bits) } else { bits };
+    // `.ftz` is about f32 alone.
+    let bits = if m.ftz && format == F32 {
+        format.flush(bits)
+    } else {
+        bits
+    };
     if m.relu { format.relu(bits) } else { bits }
 }
 

@@ -55,6 +55,7 @@ impl Lowering<'_> {
                 match base {
                     "abs" => on_one(r, kind, move |x| nan_or(x, x & 0x7fff)),
                     "neg" => on_one(r, kind, move |x| nan_or(x, x ^ 0x8000)),
+                    "ex2" if modifiers.ftz => on_one(r, kind, one(|x| approximate::ex2(x, true))),
                     "ex2" => on_one(r, kind, one(|x| approximate::ex2(x, false))),
                     _ => on_one(r, kind, one(approximate::tanh)),
                 }
@@ -126,7 +127,16 @@ impl Lowering<'_> {
                 return Err(opcode.unsupported());
             }
             let d = self.target(opcode, d, result)?;
-            // True is 1.0 for a floating-point result, all ones for an integer one.
+            // True is 1.0 for a floating-point result, all ones for an integer one (of a pair in each half).
+            if kind.size() == 2 && matches!(result, Type::U32 | Type::S32) {
+                return Ok(binary([d, a, b], move |a: u16, b: u16| {
+                    if relation(value(a.into()), value(b.into())) {
+                        u32::MAX
+                    } else {
+                        0
+                    }
+                }));
+            }
             let truth = match half_format(result) {
                 Some(format) => format.encode(1.0, Rounding::NearestEven, Overflow::Infinity),
                 None => 0xffff,
