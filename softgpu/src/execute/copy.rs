@@ -68,11 +68,24 @@ impl Machine<'_> {
         let bytes = copy.bytes as usize;
         for lane in lanes(mask) {
             let mut source = match copy.source_bytes {
-                Some(register) => warp.registers.row::<u32>(register)[lane].min(copy.bytes),
+                Some(register) => warp.registers.row::<u32>(register)[lane],
                 None => copy.bytes,
             };
             if ignored >> lane & 1 != 0 {
                 source = 0;
+            }
+            if source > copy.bytes {
+                if self.flags.bounds {
+                    let what = format!("a copy of {bytes} bytes is to read {source}");
+                    let site = self.site(warp, lane as u32, pc, "starts it");
+                    return Err(Fault::new(Kind::OutOfBounds, what).at(site));
+                }
+                source = copy.bytes;
+            }
+            // Aligned by the size of the copy, however much of it is read.
+            let size = u64::from(copy.bytes);
+            if source > 0 && self.flags.alignment && !from[lane].is_multiple_of(size) {
+                return Err(self.misaligned(warp, lane, &from, size, pc, false));
             }
             // The checks of an ordinary access, at the moment of issue: what happens until the
             // copy has landed is the engine's to watch.

@@ -399,6 +399,23 @@ fn asynchronous_copies() {
 }
 
 #[test]
+fn asynchronous_copies_of_part_of_their_size() {
+    let body = |from: u32, read: u32| {
+        format!(
+            "setp.eq.u32 %p1, %r1, 1; mov.u32 %r6, s;
+             @%p1 cp.async.ca.shared.global [%r6], [%rd2+{from}], 16, {read};
+             cp.async.wait_all; bar.warp.sync -1; ld.shared.u32 %r10, [%r6+8]; {STORE}"
+        )
+    };
+    let run = |from, read| Run::new(".shared .align 16 .b8 s[128];", &body(from, read));
+    assert_eq!(run(16, 12).output()[0], 6);
+    assert_eq!(run(16, 8).output()[0], 0);
+    // Aligned by the size of the copy, not by what is read of it.
+    run(24, 8).found_by(Check::Alignment, Kind::Misaligned);
+    run(16, 20).found_by(Check::Bounds, Kind::OutOfBounds);
+}
+
+#[test]
 fn device_functions_are_inlined() {
     let declarations = ".func (.param .b32 result) twice(.param .b32 x, .param .b32 y)\n{\n\
         .reg .b32 %r<4>;\nld.param.u32 %r1, [x]; ld.param.u32 %r2, [y];\n\
