@@ -11,6 +11,9 @@ use crate::memory::Extent;
 pub(crate) struct Barrier {
     /// Threads that arrived in this generation.
     pub(crate) arrived: u32,
+    /// The same by whole warps, which a number of threads is counted in: lanes that have ended or never
+    /// were are counted with the others.
+    pub(crate) counted: u32,
     /// Threads that it waits for; `None`: all of the block.
     pub(crate) expected: Option<u32>,
     /// Whether some arrived without waiting.

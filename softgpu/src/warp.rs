@@ -59,6 +59,8 @@ pub(crate) struct Warp {
     pub(crate) forced: bool,
     /// The phase of the cluster's barrier that it has arrived at.
     pub(crate) cluster_generation: u32,
+    /// Whether it has arrived at any.
+    pub(crate) cluster_arrived: bool,
     /// The wgmma operations in flight; `None` before the first.
     pub(crate) pipe: Option<Box<Pipe<Origin>>>,
 }
@@ -80,6 +82,7 @@ impl Warp {
             informed: false,
             forced: false,
             cluster_generation: 0,
+            cluster_arrived: false,
             pipe: None,
         }
     }
@@ -102,6 +105,7 @@ impl Warp {
             self.informed = false;
         }
         self.cluster_generation = 0;
+        self.cluster_arrived = false;
         self.pipe = None;
     }
 

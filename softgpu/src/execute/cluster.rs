@@ -11,6 +11,7 @@ use crate::warp::{Wait, Warp};
 /// The barrier of a cluster.
 #[derive(Debug, Default)]
 pub(crate) struct ClusterBarrier {
+    /// Threads that arrived in this generation and have not exited.
     arrived: u32,
     pub(crate) generation: u32,
     /// What the arrived threads know, by the sequence number of their block.
@@ -64,11 +65,6 @@ impl Machine<'_> {
             self.contribute(warp, mask, true, &mut gathered);
             let sequence = self.blocks[warp.block].sequence;
             let size = self.threads();
-            let last = cluster + self.blocks_in_cluster as usize;
-            let expected: u32 = self.blocks[cluster..last]
-                .iter()
-                .map(|block| block.alive)
-                .sum();
             let here = &mut self.clusters[cluster];
             match here
                 .gathered
@@ -80,12 +76,8 @@ impl Machine<'_> {
             }
             here.arrived += mask.count_ones();
             warp.cluster_generation = here.generation;
-            if here.arrived >= expected {
-                here.arrived = 0;
-                here.generation += 1;
-                let gathered = std::mem::take(&mut here.gathered);
-                here.released.push(Rc::new(gathered));
-            }
+            warp.cluster_arrived = true;
+            self.complete_cluster(cluster);
             self.progress += 1;
         }
         if wait {
@@ -93,6 +85,31 @@ impl Machine<'_> {
             return Ok(Flow::Park(Wait::Cluster { generation }, pc));
         }
         Ok(Flow::Next)
+    }
+
+    /// Completes the barrier of a cluster if all threads have arrived that have not exited.
+    fn complete_cluster(&mut self, cluster: usize) {
+        let last = cluster + self.blocks_in_cluster as usize;
+        let blocks = &self.blocks[cluster..last];
+        let alive: u32 = blocks.iter().map(|block| block.alive).sum();
+        let here = &mut self.clusters[cluster];
+        if !here.gathered.is_empty() && here.arrived >= alive {
+            here.arrived = 0;
+            here.generation += 1;
+            let gathered = std::mem::take(&mut here.gathered);
+            here.released.push(Rc::new(gathered));
+        }
+    }
+
+    /// Threads have exited: the barrier of the cluster no longer waits for them, nor counts them where
+    /// they have arrived and not waited.
+    pub(super) fn leave_cluster(&mut self, warp: &Warp, mask: u32) {
+        let cluster = self.blocks[warp.block].cluster;
+        let here = &mut self.clusters[cluster];
+        if warp.cluster_arrived && warp.cluster_generation == here.generation {
+            here.arrived = here.arrived.saturating_sub(mask.count_ones());
+        }
+        self.complete_cluster(cluster);
     }
 
     pub(super) fn learn_cluster(

@@ -139,8 +139,10 @@ impl Machine<'_> {
             let what = format!("bar.arrive on barrier {id} without a number of threads");
             return Err(Fault::new(Kind::DivergentBarrier, what).at(site(self)));
         }
+        let threads = self.warps * 32;
         let here = self.blocks[warp.block].barrier(id as usize);
-        if self.flags.barriers && here.arrived > 0 && here.expected != count {
+        let (first, own) = (here.expected.unwrap_or(threads), count.unwrap_or(threads));
+        if self.flags.barriers && here.arrived > 0 && first != own {
             let what = format!(
                 "barrier {id} is to complete with {} threads for some and with {} for others",
                 here.expected
@@ -164,8 +166,14 @@ impl Machine<'_> {
         let size = self.threads();
         let here = self.blocks[warp.block].barrier(id as usize);
         here.gathered.join(&gathered, size);
-        here.expected = count;
+        // Where some name the number of the whole block and others none, it is the whole block.
+        let named = here.arrived == 0 || here.expected.is_some();
+        here.expected = count.filter(|_| named);
         here.arrived += mask.count_ones();
+        here.counted += mask.count_ones();
+        if mask >> warp.alive.trailing_zeros() & 1 == 1 {
+            here.counted += warp.alive.count_zeros();
+        }
         here.arrivals_only |= !waits;
         here.votes += votes;
         let generation = here.generation;
@@ -202,12 +210,14 @@ impl Machine<'_> {
         let now = self.memory.now;
         let block = &mut self.blocks[block];
         let here = &mut block.barriers[id];
-        let whole = here
-            .expected
-            .is_none_or(|expected| expected == block.alive && !here.arrivals_only);
-        if here.arrived == 0 || here.arrived < here.expected.unwrap_or(block.alive) {
+        let complete = match here.expected {
+            Some(expected) => here.counted >= expected,
+            None => here.arrived >= block.alive,
+        };
+        if here.arrived == 0 || !complete {
             return;
         }
+        let whole = here.arrived == block.alive && !here.arrivals_only;
         let mut knowledge = std::mem::take(&mut here.gathered);
         if whole {
             block.base = now;
@@ -221,6 +231,7 @@ impl Machine<'_> {
             voters: here.arrived,
         });
         here.arrived = 0;
+        here.counted = 0;
         here.expected = None;
         here.arrivals_only = false;
         here.votes = 0;
@@ -305,6 +316,7 @@ impl Machine<'_> {
                 self.complete(warp.block, id);
             }
         }
+        self.leave_cluster(warp, mask);
         // Lanes that waited for these need not any more.
         for group in &mut warp.groups {
             if matches!(group.wait, Wait::Lanes { .. } | Wait::Warp) {
@@ -372,10 +384,14 @@ impl Machine<'_> {
                 let what = match group.wait {
                     Wait::Block { id, .. } => {
                         let here = &self.blocks[warp.block].barriers[id as usize];
-                        let expected = here.expected.unwrap_or(self.blocks[warp.block].alive);
+                        let alive = self.blocks[warp.block].alive;
+                        let (expected, arrived) = match here.expected {
+                            Some(expected) => (expected, here.counted),
+                            None => (alive, here.arrived),
+                        };
                         format!(
-                            "barrier {id} waits for {expected} threads, and only {} ever arrive",
-                            here.arrived
+                            "barrier {id} waits for {expected} threads, and only {arrived} ever \
+                             arrive"
                         )
                     }
                     Wait::Cluster { .. } => {

@@ -30,6 +30,7 @@ struct Run {
     out: usize,
     options: Options,
     cooperative: bool,
+    cluster: u32,
 }
 
 impl Run {
@@ -42,6 +43,7 @@ impl Run {
             out: 4096,
             options: Options::default(),
             cooperative: false,
+            cluster: 1,
         }
     }
 
@@ -72,7 +74,7 @@ impl Run {
             kernel: module.kernel("k").unwrap(),
             grid: [self.grid, 1, 1],
             block: [self.block, 1, 1],
-            cluster: [1, 1, 1],
+            cluster: [self.cluster, 1, 1],
             dynamic_shared: 1024,
             parameters: &parameters,
             cooperative: self.cooperative,
@@ -255,6 +257,45 @@ fn blocks_order_their_writes_by_fence_and_atomic() {
         let run = Run::new(declarations, &last_block(release, acquire)).shape(4, 64);
         run.found_by(Check::GlobalRaces, Kind::GlobalRace);
     }
+}
+
+#[test]
+fn numbers_of_threads_are_of_whole_warps() {
+    let exchange = |barrier: &str| {
+        format!(
+            "shl.b32 %r5, %r1, 2; mov.u32 %r6, s; add.s32 %r7, %r6, %r5; st.shared.u32 [%r7], %r1;
+             setp.lt.u32 %p1, %r1, 32; {barrier} sub.s32 %r8, %r3, 1; sub.s32 %r8, %r8, %r1;
+             shl.b32 %r8, %r8, 2; add.s32 %r8, %r6, %r8; ld.shared.u32 %r10, [%r8]; {STORE}"
+        )
+    };
+    let run = |barrier, threads| {
+        Run::new(".shared .align 4 .b8 s[1024];", &exchange(barrier)).shape(1, threads)
+    };
+    assert_eq!(run("bar.sync 1, 64;", 40).output()[39], 0);
+    // The number of the whole block, or none: one barrier.
+    let mixed = "@%p1 bra all; bar.sync 0, 256; bra on; all: bar.sync 0; on:";
+    assert_eq!(run(mixed, 256).output()[255], 0);
+    let wrong = mixed.replace("256", "128");
+    run(&wrong, 256).found_by(Check::Barriers, Kind::DivergentBarrier);
+}
+
+#[test]
+fn the_barrier_of_a_cluster_waits_for_nobody_who_has_ended() {
+    let body = "setp.lt.u32 %p1, %r1, 32; @!%p1 ret;
+        barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned; mov.u32 %r10, 1;
+        st.global.u32 [%rd4], %r10;";
+    let mut run = Run::new("", body).shape(2, 64);
+    run.cluster = 2;
+    let out = run.output();
+    assert_eq!((out[0], out[64], out[32]), (1, 1, 0));
+    // Nor does it count those that have arrived and ended: the others still wait for each other.
+    let body = "setp.lt.u32 %p1, %r1, 32; setp.eq.u32 %p2, %r2, 0; @%p2 bra first;
+        barrier.cluster.arrive.aligned; ret;
+        first: barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned; mov.u32 %r10, 1;
+        st.global.u32 [%rd4], %r10;";
+    let mut run = Run::new("", body).shape(2, 64);
+    run.cluster = 2;
+    assert_eq!(run.output()[63], 1);
 }
 
 #[test]
