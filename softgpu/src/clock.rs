@@ -195,8 +195,9 @@ impl Clock {
 pub(crate) struct Knowledge {
     /// What comes before whatever it does next.
     pub(crate) seen: Clock,
-    /// What it saw published through relaxed reads: becomes seen at its next fence.
-    pub(crate) pending: Clock,
+    /// What it saw published through relaxed reads, by its own block and by any: becomes seen at its
+    /// next fence, of the block's scope and of the device's.
+    pub(crate) pending: [Clock; 2],
     /// What fences of the block's scope, and of the device's, have published.
     pub(crate) published: [Clock; 2],
     /// What `fence.proxy.async` has made visible to the asynchronous proxy.
@@ -208,25 +209,25 @@ impl Knowledge {
         self.clocks().into_iter().all(Clock::is_empty)
     }
 
-    fn clocks(&self) -> [&Clock; 5] {
+    fn clocks(&self) -> [&Clock; 6] {
         let Self {
             seen,
-            pending,
+            pending: [near, far],
             published: [block, device],
             proxy,
         } = self;
-        [seen, pending, block, device, proxy]
+        [seen, near, far, block, device, proxy]
     }
 
     /// Adds a thread's knowledge in the same block.
     pub(crate) fn join(&mut self, other: &Self, size: usize) {
         let Self {
             seen,
-            pending,
+            pending: [near, far],
             published: [block, device],
             proxy,
         } = self;
-        for (mine, theirs) in [seen, pending, block, device, proxy]
+        for (mine, theirs) in [seen, near, far, block, device, proxy]
             .into_iter()
             .zip(other.clocks())
         {
@@ -238,11 +239,11 @@ impl Knowledge {
     pub(crate) fn import(&mut self, mine: u32, theirs: u32, other: &Self, size: usize) {
         let Self {
             seen,
-            pending,
+            pending: [near, far],
             published: [block, device],
             proxy,
         } = self;
-        for (to, from) in [seen, pending, block, device, proxy]
+        for (to, from) in [seen, near, far, block, device, proxy]
             .into_iter()
             .zip(other.clocks())
         {

@@ -281,6 +281,13 @@ pub(crate) struct Strength {
     pub(crate) scope: Scope,
 }
 
+impl Strength {
+    /// The scope of an access that is strong.
+    pub(crate) fn scope_if_strong(self) -> Option<Scope> {
+        self.strong.then_some(self.scope)
+    }
+}
+
 /// How far a fence or atomic reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {

@@ -460,9 +460,9 @@ impl Memory {
         };
         let from = address - allocation.base;
         let race = |mark: Mark| mark.stamp > floor && !self.precedes(mark.stamp, order);
-        let words = (from / 4) as usize..(from + size).div_ceil(4) as usize;
-        let cells = allocation.extent.cells.touched(words.start, words.end);
-        for (word, cell) in cells {
+        let bytes = from as usize..(from + size) as usize;
+        let cells = allocation.extent.cells.touched(bytes.start, bytes.end);
+        for (byte, cell) in cells {
             let reads = [cell.read, cell.other_read]
                 .into_iter()
                 .find(|mark| write && race(*mark));
@@ -470,7 +470,7 @@ impl Memory {
                 continue;
             };
             return Err(self.host_race_fault(
-                allocation.base + 4 * word as u64,
+                allocation.base + byte as u64,
                 mark.stamp,
                 what,
                 order,

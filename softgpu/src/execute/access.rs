@@ -115,7 +115,7 @@ impl Machine<'_> {
         let size = load.element.bytes();
         let total = size * load.d.len();
         let access = Access::Read {
-            strong: load.strength.strong,
+            strong: load.strength.scope_if_strong(),
         };
         let flags = self.flags;
         let mut rest = mask;
@@ -196,12 +196,12 @@ impl Machine<'_> {
         let addresses = addresses(&warp.registers, store.address);
         let size = store.element.bytes();
         let total = size * store.sources.len();
-        let strong = store.strength.strong;
+        let strong = store.strength.scope_if_strong();
         let access = Access::Write {
             strong,
             same: false,
         };
-        let stamps = if strong {
+        let stamps = if strong.is_some() {
             self.publish(warp, store.space, &addresses, mask, store.strength, false)
         } else {
             None

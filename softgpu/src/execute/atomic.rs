@@ -42,13 +42,16 @@ impl Machine<'_> {
             };
             let flushes = atomic.flushes && space != Space::Shared;
             let flush = |bits: u64| match flushes {
-                true => arithmetic::flush(f32::from_bits(bits as u32)).to_bits().into(),
+                true => arithmetic::flush(f32::from_bits(bits as u32))
+                    .to_bits()
+                    .into(),
                 false => bits,
             };
             let f = |old| flush((atomic.f)(flush(old), flush(b), c));
             let bytes = atomic.width.bytes();
             let mut place = LaneAccess::of(atomic.space, &addresses, lane, bytes, pc);
             place.stamp = stamp;
+            place.scope = atomic.strength.scope;
             let old = self.update(warp, place, atomic.width, f)?;
             if let Some(d) = atomic.d {
                 super::access::set(&mut warp.registers, d, atomic.width, lane, old);
@@ -111,8 +114,10 @@ impl Machine<'_> {
                     if scope == Scope::Device {
                         known.published[1].join(&snapshot, size);
                     }
-                    let pending = std::mem::take(&mut known.pending);
-                    known.seen.join(&pending, size);
+                    let acquired = if scope == Scope::Device { 2 } else { 1 };
+                    for pending in &mut known.pending[..acquired] {
+                        known.seen.join(&std::mem::take(pending), size);
+                    }
                 }
                 Fence::Proxy => known.proxy.join(&snapshot, size),
                 Fence::None => {}
@@ -195,20 +200,23 @@ impl Machine<'_> {
             let Some(location) = self.locations.get(&key) else {
                 continue;
             };
-            let mut found = Clock::default();
-            found.import(sequence, location.block, &location.device, size);
+            let mut found = [Clock::default(), Clock::default()];
+            found[1].import(sequence, location.block, &location.device, size);
             if location.block == sequence {
-                found.join(&location.inner, size);
+                found[0].join(&location.inner, size);
             }
-            if found.is_empty() {
+            if found.iter().all(Clock::is_empty) {
                 continue;
             }
             warp.informed = true;
             let known: &mut Knowledge = Rc::make_mut(warp.known[lane].get_or_insert_default());
-            if strength.acquire {
-                known.seen.join(&found, size);
-            } else {
-                known.pending.join(&found, size);
+            for (far, (found, pending)) in found.iter().zip(&mut known.pending).enumerate() {
+                // What other blocks have published is not acquired within the own one.
+                if strength.acquire && (far == 0 || strength.scope == Scope::Device) {
+                    known.seen.join(found, size);
+                } else {
+                    pending.join(found, size);
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::copy::{Engine, Fabric, Location, Piece, Space as CopySpace, Use};
 use crate::fault::{Fault, Kind};
 use crate::ir::{AsyncCopy, Space};
 use crate::launch::Copies;
-use crate::shadow::Mark;
+use crate::shadow::{Mark, words};
 use crate::warp::Warp;
 
 /// Who issued an asynchronous operation, and where.
@@ -281,10 +281,11 @@ impl Fabric<Origin> for Machine<'_> {
         }
         extent.bytes[offset..end].copy_from_slice(bytes);
         extent.written.mark(offset, bytes.len());
-        for word in offset / 4..end.div_ceil(4) {
-            let cell = extent.cells.cell(word);
-            cell.write = Mark::new(now, writer, false, 15);
-            cell.write_at = origin.at;
+        for (word, bytes) in words(offset, end) {
+            for cell in extent.cells.of(word, bytes) {
+                cell.write = Mark::new(now, writer, 0);
+                cell.write_at = origin.at;
+            }
         }
         self.progress += 1;
         Ok(())

@@ -180,7 +180,7 @@ impl Machine<'_> {
     ) -> Result<()> {
         for (place, mask) in self.gates(warp, arrive.barrier, mask, pc)? {
             for lane in lanes(mask) {
-                self.touch_gate(warp, place, lane, pc, Access::Read { strong: true })?;
+                self.touch_gate(warp, place, lane, pc, Access::STRONG_READ)?;
             }
             if arrive.release && arrive.count.is_some() {
                 self.release_to(warp, place, mask);
@@ -260,7 +260,7 @@ impl Machine<'_> {
         let mut waiting = false;
         for (place, mask) in self.gates(warp, barrier, mask, pc)? {
             for lane in lanes(mask) {
-                self.touch_gate(warp, place, lane, pc, Access::Read { strong: true })?;
+                self.touch_gate(warp, place, lane, pc, Access::STRONG_READ)?;
             }
             let mut over = self.over(warp, place, phase, mask, pc)?;
             if over != mask {
@@ -334,7 +334,7 @@ impl Machine<'_> {
     ) -> Result<()> {
         for ((block, offset), mask) in self.gates(warp, barrier, mask, pc)? {
             for lane in lanes(mask) {
-                let access = Access::Read { strong: true };
+                let access = Access::STRONG_READ;
                 self.touch_gate(warp, (block, offset), lane, pc, access)?;
                 let at = Location::shared(self.blocks[block].rank, offset);
                 let origin = Self::origin(warp, lane, pc);

@@ -3,8 +3,9 @@
 use super::{Machine, Result};
 use crate::clock::Known;
 use crate::fault::{Fault, Kind};
+use crate::ir::Scope;
 use crate::memory::{Extent, Memory, Order, host_site};
-use crate::shadow::{Cell, Mark};
+use crate::shadow::{Cell, Mark, words};
 use crate::warp::Warp;
 
 /// The accessing warp, with what all of its lanes know.
@@ -22,6 +23,8 @@ pub(super) struct Accessor {
     block_base: u32,
     warp_base: u32,
     at: u16,
+    /// Whether only the block's own warps access the memory: sets of them are kept.
+    own_only: bool,
 }
 
 /// An access and the earlier one that it is not ordered with.
@@ -35,23 +38,23 @@ pub(super) struct Conflict {
 /// How an access uses a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    Read {
-        strong: bool,
-    },
+    /// `strong`: the scope in which it may run beside other strong ones.
+    Read { strong: Option<Scope> },
     /// `same`: the bytes written are those that were there; such writes by several threads are
     /// harmless.
-    Write {
-        strong: bool,
-        same: bool,
-    },
+    Write { strong: Option<Scope>, same: bool },
 }
 
 impl Access {
     /// An ordinary load's.
-    pub(super) const READ: Self = Self::Read { strong: false };
+    pub(super) const READ: Self = Self::Read { strong: None };
+    /// One of an mbarrier's state.
+    pub(super) const STRONG_READ: Self = Self::Read {
+        strong: Some(Scope::Device),
+    };
     /// An ordinary store's.
     pub(super) const WRITE: Self = Self::Write {
-        strong: false,
+        strong: None,
         same: false,
     };
 }
@@ -88,10 +91,11 @@ impl Accessor {
         };
         let thread = mark.thread();
         let own = thread.wrapping_sub(self.first * 32);
-        let mut clocks = [Some(&known.seen), None];
+        let mut clocks = [Some(&known.seen), None, None];
         // A thread that has seen an atomic's result comes after that atomic itself, fence or not.
-        if mark.flag() {
-            clocks[1] = Some(&known.pending);
+        if mark.has(Mark::STRONG) {
+            let [near, far] = &known.pending;
+            clocks[1..].copy_from_slice(&[Some(near), Some(far)]);
         }
         clocks.into_iter().flatten().any(|clock| {
             if own < self.warps * 32 {
@@ -103,55 +107,108 @@ impl Accessor {
         })
     }
 
-    /// Checks an access of bytes of a word and records it.
+    /// Whether an access and that at `mark` are both strong, each in a scope that includes the other's
+    /// thread.
+    #[inline(always)]
+    fn are_strong(&self, access: Option<Scope>, mark: Mark) -> bool {
+        let Some(scope) = access else {
+            return false;
+        };
+        let wide = scope == Scope::Device && !mark.has(Mark::NARROW);
+        mark.has(Mark::STRONG) && (wide || mark.warp().wrapping_sub(self.first) < self.warps)
+    }
+
+    fn flags(strong: Option<Scope>) -> u32 {
+        match strong {
+            None => 0,
+            Some(Scope::Device) => Mark::STRONG,
+            Some(Scope::Block) => Mark::STRONG | Mark::NARROW,
+        }
+    }
+
+    /// Checks an access of what a cell describes and records it.
     #[inline(always)]
     fn visit(
         &self,
         cell: &mut Cell,
         lane: u32,
-        bytes: u32,
         access: Access,
         context: &Context,
     ) -> std::result::Result<(), (Mark, bool, u16)> {
         let write = cell.write;
         match access {
             Access::Read { strong } => {
-                if write.bytes() & bytes != 0
-                    && !(strong && write.flag())
-                    && !self.is_after(write, lane, context)
-                {
+                if !self.is_after(write, lane, context) && !self.are_strong(strong, write) {
                     return Err((write, true, cell.write_at));
                 }
-                if !strong {
-                    self.note_read(cell, lane, bytes);
+                match strong {
+                    None => self.note_read(cell, lane),
+                    Some(_) => self.note_strong_read(cell, lane, strong),
                 }
             }
             Access::Write { strong, same } => {
-                if write.bytes() & bytes != 0
-                    && !(same || strong && write.flag())
-                    && !self.is_after(write, lane, context)
+                if !same && !self.is_after(write, lane, context) && !self.are_strong(strong, write)
                 {
                     return Err((write, true, cell.write_at));
                 }
-                for read in [cell.read, cell.other_read] {
-                    if read.bytes() & bytes != 0
-                        && !same
-                        && !self.is_after_read(read, lane, context)
-                    {
-                        return Err((read, false, cell.read_at));
-                    }
+                if !same {
+                    self.check_reads(cell, lane, strong, context)?;
+                }
+                // Whoever comes after a plain write comes after the reads before it.
+                if !same && strong.is_none() {
+                    (cell.read, cell.other_read) = (Mark::default(), Mark::default());
                 }
                 let thread = self.serial << 5 | lane;
-                cell.write = Mark::new(
-                    context.write_stamp.unwrap_or(self.now),
-                    thread,
-                    strong,
-                    bytes,
-                );
+                let stamp = context.write_stamp.unwrap_or(self.now);
+                cell.write = Mark::new(stamp, thread, Self::flags(strong));
                 cell.write_at = self.at;
             }
         }
         Ok(())
+    }
+
+    /// Checks a write against the reads before it.
+    #[inline(always)]
+    fn check_reads(
+        &self,
+        cell: &Cell,
+        lane: u32,
+        strong: Option<Scope>,
+        context: &Context,
+    ) -> std::result::Result<(), (Mark, bool, u16)> {
+        let is_ordered =
+            |read: Mark| self.is_after_read(read, lane, context) || self.are_strong(strong, read);
+        if !is_ordered(cell.read) {
+            return Err((cell.read, false, cell.read_at));
+        }
+        if cell.read.has(Mark::MANY) {
+            return match self.unordered_of(cell.other_read, lane, context) {
+                Some(read) => Err((read, false, u16::MAX)),
+                None => Ok(()),
+            };
+        }
+        if !is_ordered(cell.other_read) {
+            return Err((cell.other_read, false, cell.read_at));
+        }
+        Ok(())
+    }
+
+    /// A read of a set of warps that the lane does not come after. It must know of some lane of each
+    /// at the time of the set's first read; what a warp has read since then is not known.
+    #[cold]
+    fn unordered_of(&self, set: Mark, lane: u32, context: &Context) -> Option<Mark> {
+        if set.stamp <= self.floor.max(self.block_base) {
+            return None;
+        }
+        (0..32)
+            .filter(|warp| set.who >> warp & 1 != 0 && self.first + warp != self.serial)
+            .map(|warp| Mark::new(set.stamp, (self.first + warp) << 5, 0))
+            .find(|read| {
+                !(0..32).any(|other| {
+                    let read = Mark::new(set.stamp, read.thread() | other, 0);
+                    self.is_known(read, lane, context)
+                })
+            })
     }
 
     /// As [`Self::is_after`], for a read that several lanes of a warp may have made.
@@ -160,32 +217,71 @@ impl Accessor {
         if read.stamp <= self.floor {
             return true;
         }
-        if !read.flag() || read.warp() != self.serial || read.stamp < self.started {
+        if !read.has(Mark::SEVERAL) || read.warp() != self.serial || read.stamp < self.started {
+            // What is known of a strong write beyond its fences is not of a read.
+            let read = Mark::new(read.stamp, read.thread(), 0);
             return self.is_after(read, lane, context);
         }
         // Others of the own warp read it: ordered if the lane knows any other lane's read.
         read.stamp <= self.warp_base
             || (0..32).filter(|other| *other != lane).any(|other| {
                 let thread = read.thread() & !31 | other;
-                self.is_known(Mark::new(read.stamp, thread, false, 0), lane, context)
+                self.is_known(Mark::new(read.stamp, thread, 0), lane, context)
             })
     }
 
     #[inline(always)]
-    fn note_read(&self, cell: &mut Cell, lane: u32, bytes: u32) {
+    fn note_read(&self, cell: &mut Cell, lane: u32) {
         let thread = self.serial << 5 | lane;
         let old = cell.read;
-        let mut mark = Mark::new(self.now, thread, false, bytes);
-        if old.warp() == self.serial && old.stamp >= self.started {
-            let both = old.bytes() & bytes;
-            if both != 0 && old.stamp > self.warp_base && (old.flag() || old.thread() != thread) {
-                mark = Mark::new(self.now, thread, true, both);
+        let mut flags = 0;
+        if old.has(Mark::STRONG) {
+            // It gives way: a weak read conflicts with more.
+        } else if old.warp() == self.serial && old.stamp >= self.started {
+            if old.stamp > self.warp_base && (old.has(Mark::SEVERAL) || old.thread() != thread) {
+                flags = Mark::SEVERAL;
+            }
+            if old.has(Mark::MANY) && cell.other_read.stamp > self.floor {
+                flags |= Mark::MANY;
             }
         } else if old.stamp > self.floor {
-            cell.other_read = old;
+            flags = self.keep_reader(cell, old);
         }
-        cell.read = mark;
+        cell.read = Mark::new(self.now, thread, flags);
         cell.read_at = self.at;
+    }
+
+    /// Keeps the last read, by another warp, beside the one that takes its place.
+    #[inline(always)]
+    fn keep_reader(&self, cell: &mut Cell, old: Mark) -> u32 {
+        let other = cell.other_read;
+        if self.own_only && other.stamp > self.floor {
+            let bit = |read: Mark| 1_u32 << (read.warp().wrapping_sub(self.first) & 31);
+            let set = match old.has(Mark::MANY) {
+                true => other.who,
+                false if other.warp() == self.serial => 0,
+                false => bit(other),
+            };
+            if set != 0 {
+                cell.other_read = Mark {
+                    stamp: other.stamp.min(old.stamp),
+                    who: set | bit(old),
+                };
+                return Mark::MANY;
+            }
+        }
+        cell.other_read = old;
+        0
+    }
+
+    /// A strong read takes the place of another and of what is ordered, never of a weak one.
+    fn note_strong_read(&self, cell: &mut Cell, lane: u32, strong: Option<Scope>) {
+        let old = cell.read;
+        if old.stamp <= self.floor || old.has(Mark::STRONG) {
+            let thread = self.serial << 5 | lane;
+            cell.read = Mark::new(self.now, thread, Self::flags(strong));
+            cell.read_at = self.at;
+        }
     }
 }
 
@@ -209,24 +305,19 @@ pub(super) fn visit(
     accessor: &Accessor,
     context: &Context,
 ) -> std::result::Result<(), Conflict> {
-    let mut at = offset;
-    let end = offset + bytes;
-    while at < end {
-        let word = at / 4;
-        let until = end.min(4 * word + 4);
-        let mask = ((1_u32 << (until - at)) - 1) << (at % 4);
-        let cell = extent.cells.cell(word);
-        if let Err((earlier, earlier_wrote, earlier_at)) =
-            accessor.visit(cell, lane as u32, mask, access, context)
-        {
-            return Err(Conflict {
-                earlier,
-                earlier_wrote,
-                earlier_at,
-                word,
-            });
+    for (word, bytes) in words(offset, offset + bytes) {
+        for cell in extent.cells.of(word, bytes) {
+            if let Err((earlier, earlier_wrote, earlier_at)) =
+                accessor.visit(cell, lane as u32, access, context)
+            {
+                return Err(Conflict {
+                    earlier,
+                    earlier_wrote,
+                    earlier_at,
+                    word,
+                });
+            }
         }
-        at = until;
     }
     Ok(())
 }
@@ -251,6 +342,7 @@ impl Machine<'_> {
             block_base: block.base,
             warp_base: warp.base.max(block.base),
             at: u16::try_from(pc).unwrap_or(u16::MAX),
+            own_only: shared && self.blocks_in_cluster == 1,
         }
     }
 
@@ -288,10 +380,13 @@ impl Machine<'_> {
         let what = format!("{what} is accessed twice with nothing to order the accesses");
         let action = match access {
             Access::Read { .. } => "reads it",
-            Access::Write { strong: true, .. } => "updates it atomically",
+            Access::Write {
+                strong: Some(_), ..
+            } => "updates it atomically",
             Access::Write { .. } => "writes it",
         };
-        let earlier = match (conflict.earlier_wrote, conflict.earlier.flag()) {
+        let strong = conflict.earlier.has(Mark::STRONG);
+        let earlier = match (conflict.earlier_wrote, strong) {
             (true, true) => "updated it atomically",
             (true, false) => "wrote it",
             (false, _) => "read it",

@@ -5,7 +5,7 @@ use super::landing::{Target, addresses};
 use super::race::{Access, visit};
 use super::trouble::{Attempt, Trouble};
 use super::{Machine, Result};
-use crate::ir::{Address, Space, Width};
+use crate::ir::{Address, Scope, Space, Width};
 use crate::registers::LANES;
 use crate::tensor::matrix;
 use crate::warp::Warp;
@@ -20,6 +20,8 @@ pub(super) struct LaneAccess<'a> {
     pc: u32,
     /// The stamp of a write that releases what was published earlier.
     pub(super) stamp: Option<u32>,
+    /// Of an atomic update.
+    pub(super) scope: Scope,
 }
 
 impl<'a> LaneAccess<'a> {
@@ -37,6 +39,7 @@ impl<'a> LaneAccess<'a> {
             bytes,
             pc,
             stamp: None,
+            scope: Scope::Device,
         }
     }
 }
@@ -119,7 +122,7 @@ impl Machine<'_> {
     ) -> Result<()> {
         let place = LaneAccess::of(space, addresses, lane, value.len(), pc);
         let access = |old: Option<&[u8]>| Access::Write {
-            strong: false,
+            strong: None,
             same: old == Some(value),
         };
         self.at_lane(warp, place, access, |bytes| bytes.copy_from_slice(value))?;
@@ -135,7 +138,7 @@ impl Machine<'_> {
         f: impl FnOnce(u64) -> u64,
     ) -> Result<u64> {
         let access = |_: Option<&[u8]>| Access::Write {
-            strong: true,
+            strong: Some(place.scope),
             same: false,
         };
         let old = self.at_lane(warp, place, access, |bytes| {
@@ -162,6 +165,7 @@ impl Machine<'_> {
             bytes,
             pc,
             stamp,
+            ..
         } = place;
         let first = access(None);
         let landing = self.landing(warp, space, addresses, 1 << lane);
@@ -176,7 +180,11 @@ impl Machine<'_> {
         let stores = matches!(first, Access::Write { .. });
         let reads = matches!(
             first,
-            Access::Read { .. } | Access::Write { strong: true, .. }
+            Access::Read { .. }
+                | Access::Write {
+                    strong: Some(_),
+                    ..
+                }
         );
         self.before_access(warp, landing, addresses, bytes as u64, pc, stores)?;
         if stores && reads && matches!(landing.target, Target::Allocation(_)) {

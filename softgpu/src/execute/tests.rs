@@ -253,10 +253,129 @@ fn blocks_order_their_writes_by_fence_and_atomic() {
         ("", "membar.gl;"),
         ("membar.cta;", "membar.gl;"),
         ("membar.gl;", ""),
+        ("membar.gl;", "membar.cta;"),
     ] {
         let run = Run::new(declarations, &last_block(release, acquire)).shape(4, 64);
         run.found_by(Check::GlobalRaces, Kind::GlobalRace);
     }
+}
+
+#[test]
+fn atomics_of_blocks_are_strong_in_the_scope_that_they_name() {
+    let body = |scope: &str| {
+        let body = "mov.u64 %rd8, counter; setp.eq.u32 %p1, %r1, 0;
+            @%p1 atom.relaxed.SCOPE.global.add.u32 %r5, [%rd8], 1; mov.u32 %r10, 1;";
+        format!("{} {STORE}", body.replace("SCOPE", scope))
+    };
+    let run = |scope, blocks| Run::new(".global .u32 counter = 0;", &body(scope)).shape(blocks, 32);
+    run("gpu", 4).output();
+    run("cta", 1).output();
+    run("cta", 2).found_by(Check::GlobalRaces, Kind::GlobalRace);
+}
+
+/// Warps 0 to 3 each do something with shared memory `s`, and nothing but named barriers orders them.
+fn warps(bodies: [&str; 4]) -> Run {
+    let mut body = String::from(
+        "shl.b32 %r5, %r1, 2; and.b32 %r5, %r5, 127; mov.u32 %r6, s; add.s32 %r7, %r6, %r5;
+         shr.u32 %r8, %r1, 5; mov.u16 %h1, 3; mov.u32 %r10, 1;",
+    );
+    for (warp, own) in bodies.into_iter().enumerate() {
+        body +=
+            &format!("setp.ne.u32 %p1, %r8, {warp}; @%p1 bra after{warp}; {own} after{warp}:\n");
+    }
+    Run::new(".shared .align 4 .b8 s[128];", &format!("{body} {STORE}")).shape(1, 128)
+}
+
+#[test]
+fn halves_of_a_word_have_their_own_accesses() {
+    let (low, high) = ("st.shared.u16 [%r7], %h1;", "st.shared.u16 [%r7+2], %h1;");
+    let read = "bar.sync 1, 64; ld.shared.u16 %h2, [%r7];";
+    let arrive = |store: &str| format!("{store} bar.arrive 1, 64;");
+    // The write of the other half comes last, and is the one that is waited for.
+    let race = warps([low, &arrive(high), read, ""]);
+    race.found_by(Check::SharedRaces, Kind::SharedRace);
+    warps([high, &arrive(low), read, ""]).output();
+    // A whole word meets both.
+    let read = "bar.sync 1, 64; ld.shared.u32 %r9, [%r7];";
+    let race = warps([low, &arrive(high), read, ""]);
+    race.found_by(Check::SharedRaces, Kind::SharedRace);
+    let both = "bar.sync 1, 96; ld.shared.u32 %r9, [%r7]; st.shared.u32 [%r7], %r1;";
+    let arrive = |store: &str| format!("{store} bar.arrive 1, 96;");
+    warps([&arrive(low), &arrive(high), both, ""]).output();
+}
+
+/// A word has a place for two of its readers: the third makes them a set.
+#[test]
+fn every_reader_of_a_word_is_waited_for() {
+    let body = |arrive: [&str; 3]| {
+        let first = "st.shared.u32 [%r7], %r1; bar.sync 2;".to_owned();
+        let read = |arrive: &str| format!("bar.sync 2; ld.shared.u32 %r9, [%r7]; {arrive}");
+        let [a, b, c] = arrive.map(read);
+        let [a, b, c] = [&a, &b, &c].map(String::as_str);
+        let writer = format!("{first} bar.sync 1, COUNT; st.shared.u32 [%r7], %r8;");
+        let count = 32 * (1 + arrive.iter().filter(|text| !text.is_empty()).count());
+        warps([a, b, c, &writer.replace("COUNT", &count.to_string())])
+    };
+    let all = |count: usize| format!("bar.arrive 1, {count};");
+    let (three, two) = (all(128), all(96));
+    body([&three, &three, &three]).output();
+    for missing in 0..3 {
+        let mut arrive = [two.as_str(); 3];
+        arrive[missing] = "";
+        body(arrive).found_by(Check::SharedRaces, Kind::SharedRace);
+    }
+}
+
+#[test]
+fn a_strong_read_races_with_a_plain_write() {
+    let write = "st.shared.u32 [%r7], %r1;";
+    let first = format!("{write} bar.arrive 1, 64;");
+    let poll = "bar.sync 1, 64; ld.volatile.shared.u32 %r9, [%r7]; bar.arrive 2, 64;";
+    let ordered = "bar.sync 2, 64; st.shared.u32 [%r7], %r8;";
+    let unordered = "bar.sync 3, 64; st.shared.u32 [%r7], %r8;";
+    let early = first.clone() + "bar.arrive 3, 64;";
+    warps([&first, poll, ordered, ""]).output();
+    let race = warps([
+        &early,
+        &poll.replace("bar.arrive 2, 64;", ""),
+        unordered,
+        "",
+    ]);
+    race.found_by(Check::SharedRaces, Kind::SharedRace);
+    let strong = unordered.replace("st.", "st.volatile.");
+    let poll = poll.replace("bar.arrive 2, 64;", "");
+    let polled = warps([&early, &poll, &strong, ""]).result();
+    assert!(polled.is_ok(), "{polled:?}");
+}
+
+#[test]
+fn host_copies_beside_a_kernel_touch_their_own_bytes() {
+    let mut memory = Memory::new(1 << 20);
+    let body = "mov.u16 %h1, 7; st.global.u16 [%rd4], %h1;";
+    let module = Module::load(&kernel("", body), &mut memory).unwrap();
+    let out = memory.allocate(128).unwrap();
+    let parameters: Vec<u8> = [out, out].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let launch = Launch {
+        kernel: module.kernel("k").unwrap(),
+        grid: [1, 1, 1],
+        block: [32, 1, 1],
+        cluster: [1, 1, 1],
+        dynamic_shared: 0,
+        parameters: &parameters,
+        cooperative: false,
+        order: &Order {
+            stream: 1,
+            clock: vec![0, 1],
+        },
+    };
+    run(&launch, &mut memory, &Options::default()).unwrap();
+    let beside = |time| Order {
+        stream: 2,
+        clock: vec![0, 0, time],
+    };
+    memory.write(out + 2, &[1, 2], &beside(1)).unwrap();
+    let fault = memory.write(out + 1, &[1, 2], &beside(2)).unwrap_err();
+    assert_eq!(fault.kind, Kind::GlobalRace);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::trouble::{Attempt, Trouble};
 use super::{Machine, Result};
 use crate::fault::{Fault, Kind};
 use crate::memory::Extent;
-use crate::shadow::Mark;
+use crate::shadow::{Mark, WHOLE, words};
 use crate::warp::Warp;
 
 /// Which writes the asynchronous proxy must have been shown by a fence.
@@ -27,8 +27,7 @@ impl Generic {
     /// Whether a fence must show `write` to the asynchronous proxy, and none has.
     fn hides(&self, write: Mark, context: &Context, lane: usize) -> bool {
         let warp = write.warp();
-        let concerns = write.bytes() != 0
-            && write.stamp >= self.started
+        let concerns = write.stamp >= self.started
             && warp.wrapping_sub(self.first) < self.count
             && warp % self.warps != self.warps - 1;
         if !concerns {
@@ -55,9 +54,11 @@ impl Generic {
         lane: usize,
     ) -> Option<(Mark, u16, usize)> {
         (range.start / 4..range.end.div_ceil(4)).find_map(|word| {
-            let cell = extent.cells.cell(word);
-            self.hides(cell.write, context, lane)
-                .then_some((cell.write, cell.write_at, word))
+            let cells = extent.cells.of(word, WHOLE);
+            let hidden = cells
+                .iter()
+                .find(|cell| self.hides(cell.write, context, lane));
+            hidden.map(|cell| (cell.write, cell.write_at, word))
         })
     }
 }
@@ -159,8 +160,10 @@ impl Machine<'_> {
         let end = offset.saturating_add(bytes as usize);
         self.with_extent(warp, landing, pc, None, |extent, _, accessor, _| {
             if accessor.is_some() && end <= extent.bytes.len() {
-                for word in offset / 4..end.div_ceil(4) {
-                    extent.cells.cell(word).write = Mark::new(now, writer, false, 15);
+                for (word, bytes) in words(offset, end) {
+                    for cell in extent.cells.of(word, bytes) {
+                        cell.write = Mark::new(now, writer, 0);
+                    }
                 }
             }
         });

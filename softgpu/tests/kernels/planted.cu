@@ -214,6 +214,8 @@ enum class Blocks {
   RIGHT,
   NO_FENCE,            // the sum may arrive after the count
   PLAIN_COUNT,         // ++ in place of atomicAdd
+  BLOCK_COUNT,         // an atomic among the threads of a block
+  BLOCK_FENCE,         // the last block acquires among its own threads
   NO_COUNT,            // block 0 adds up what may not be there yet
   ONE_PLACE,           // every block writes the same word
   NEIGHBOURS_IN_PLACE, // overwrites what the next block reads
@@ -247,6 +249,7 @@ __device__ __forceinline__ void blocks(float* in, float* partial, u32* done, flo
     } else {
       if (KIND != Blocks::NO_FENCE) __threadfence();
       if (KIND == Blocks::PLAIN_COUNT) before = (*done)++;
+      else if (KIND == Blocks::BLOCK_COUNT) before = atomicAdd_block(done, 1);
       else before = atomicAdd(done, 1);
     }
     last = before == gridDim.x - 1;
@@ -259,7 +262,8 @@ __device__ __forceinline__ void blocks(float* in, float* partial, u32* done, flo
   }
   if (KIND != Blocks::NO_FLAG_BARRIER) __syncthreads();
   if (!last || lane != 0) return;
-  if (KIND != Blocks::ACQUIRE_RELEASE) __threadfence();
+  if (KIND == Blocks::BLOCK_FENCE) __threadfence_block();
+  else if (KIND != Blocks::ACQUIRE_RELEASE) __threadfence();
   float sum = 0.0f;
   for (u32 b = 0; b < gridDim.x; ++b) sum += partial[b];
   *total = sum;
@@ -276,6 +280,8 @@ __device__ __forceinline__ void blocks(float* in, float* partial, u32* done, flo
 BLOCKS(blocks, RIGHT)
 BLOCKS(blocks_no_fence, NO_FENCE)
 BLOCKS(blocks_plain_count, PLAIN_COUNT)
+BLOCKS(blocks_block_count, BLOCK_COUNT)
+BLOCKS(blocks_block_fence, BLOCK_FENCE)
 BLOCKS(blocks_no_count, NO_COUNT)
 BLOCKS(blocks_one_place, ONE_PLACE)
 BLOCKS(blocks_neighbours_in_place, NEIGHBOURS_IN_PLACE)

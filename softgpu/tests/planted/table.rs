@@ -118,6 +118,8 @@ fn over_blocks() -> Vec<Case> {
         [
             ("blocks_no_fence", global_race(&[])),
             ("blocks_plain_count", global_race(&[])),
+            ("blocks_block_count", global_race(&[])),
+            ("blocks_block_fence", global_race(&[])),
             ("blocks_no_count", global_race_or_unwritten()),
             ("blocks_one_place", global_race(&[Uninitialised])),
             ("blocks_neighbours_in_place", global_race(&[])),
