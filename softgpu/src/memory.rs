@@ -120,6 +120,8 @@ pub struct Memory {
     pub(crate) now: u32,
     /// For each stream its operations, by number.
     streams: Vec<Vec<Operation>>,
+    /// What is stamped up to here is taken to come before everything.
+    forgotten: u32,
 }
 
 type Result<T> = std::result::Result<T, Fault>;
@@ -138,6 +140,7 @@ impl Memory {
             graves: BTreeMap::new(),
             now: 1,
             streams: Vec::new(),
+            forgotten: 0,
         }
     }
 
@@ -319,6 +322,8 @@ impl Memory {
         // Operations of long ago are taken to be ordered.
         if operations.len() >= 1024 {
             operations.drain(..512);
+            // Or their accesses would count as those of another stream's operation before them.
+            self.forgotten = self.forgotten.max(operations[0].start - 1);
         }
         operations.push(Operation {
             time: order.time(stream),
@@ -342,6 +347,7 @@ impl Memory {
             .map(|operation| operation.start - 1)
             .min()
             .unwrap_or(self.now - 1)
+            .max(self.forgotten)
     }
 
     /// Whether what was stamped `stamp`, before this operation, comes before it in order.
@@ -380,6 +386,7 @@ impl Memory {
             }
             self.streams.clear();
             self.now = 0;
+            self.forgotten = 0;
         }
         self.now += 1;
     }
@@ -637,5 +644,20 @@ mod tests {
             .unwrap_err();
         assert_eq!(fault.kind, Kind::GlobalRace);
         memory.read(at, &mut [0; 8], &order(2, &[0, 1, 2])).unwrap();
+    }
+
+    /// What one stream did before an operation that is forgotten is not taken for another stream's.
+    #[test]
+    fn operations_of_long_ago_race_with_nothing() {
+        let mut memory = Memory::new(1 << 20);
+        let (one, other) = (memory.allocate(8).unwrap(), memory.allocate(8).unwrap());
+        memory.write(other, &[0; 8], &order(1, &[0, 1])).unwrap();
+        for time in 1..=1500 {
+            let at = if time == 1 { one } else { other + 4 };
+            let clock = order(0, &[time, 1]);
+            memory.write(at, &[0; 4], &clock).unwrap();
+        }
+        // The second stream knows nothing of the first, nor the other way round any more.
+        memory.write(one, &[0; 8], &order(0, &[1501])).unwrap();
     }
 }
