@@ -136,7 +136,7 @@ fn errors(case: &Case, output: &Output) -> [Errors; 2] {
     [ours.map(f64::sqrt), theirs.map(f64::sqrt)]
 }
 
-/// Runs of every backend, on the GPU path in both precisions too.
+/// Runs of every backend, on both paths of the GPU in both precisions.
 fn steps(case: &Case) -> Vec<(String, Box<dyn Step>)> {
     let own = |backend: &dyn common::Backend| {
         let name = backend.name().to_owned();
@@ -147,9 +147,12 @@ fn steps(case: &Case) -> Vec<(String, Box<dyn Step>)> {
     #[cfg(feature = "cuda")]
     {
         use hardmix::cuda;
-        let step = cuda::Step::new(common::cuda::device(), case.config.clone()).expect("a step");
-        let step = step.with_precision(cuda::Precision::Tensor);
-        steps.push(("cuda, one product".into(), Box::new(step)));
+        for path in [cuda::Path::Unfused, cuda::Path::Fused] {
+            let step = cuda::Step::new(common::cuda::device(), case.config.clone());
+            let step = step.expect("a step").with_path(path);
+            let step = step.with_precision(cuda::Precision::Tensor);
+            steps.push((format!("cuda, {path:?}, one product"), Box::new(step)));
+        }
     }
     steps
 }

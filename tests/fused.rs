@@ -190,6 +190,30 @@ fn neither_schedule_nor_batch_changes_a_bit() {
     }
 }
 
+/// Which path a step takes that was asked for none.
+#[test]
+fn auto_is_the_unfused_path() {
+    if !is_softgpu() {
+        return;
+    }
+    let case = case(4, 100, 8, DType::F32);
+    let kernels = |step: cuda::Step| {
+        softgpu::take_launches();
+        let mut step = step;
+        common::Step::run(&mut step, &case.batch(), &case.queue, &case.draws).expect("a step");
+        let launches = softgpu::take_launches();
+        launches
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect::<Vec<_>>()
+    };
+    let step = || cuda::Step::new(device(), case.config.clone()).expect("a step");
+    let auto = kernels(step());
+    assert_eq!(auto, kernels(step().with_path(Path::Auto)));
+    assert_eq!(auto, kernels(step().with_path(Path::Unfused)));
+    assert_ne!(auto, kernels(step().with_path(Path::Fused)));
+}
+
 /// The path that was asked for is taken, and writes neither a logit nor a weight of the queue.
 #[test]
 fn one_pass_makes_neither_logits_nor_weights() {

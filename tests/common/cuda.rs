@@ -67,12 +67,17 @@ pub struct Cuda {
     pub fused: bool,
 }
 
-/// The path that steps take by themselves.
+/// The unfused path.
 pub const CUDA: Cuda = Cuda { fused: false };
 
 impl Cuda {
     fn path(&self) -> Path {
-        if self.fused { Path::Fused } else { Path::Auto }
+        // Neither is left to `Path::Auto`, which may come to take either.
+        if self.fused {
+            Path::Fused
+        } else {
+            Path::Unfused
+        }
     }
 }
 

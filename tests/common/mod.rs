@@ -145,7 +145,7 @@ pub fn devices() -> Vec<Box<dyn Backend>> {
     ]
 }
 
-/// The same, with the other path of a step beside the one it takes by itself; prints which.
+/// The same, with both paths of a step on the GPU; prints which.
 pub fn backends() -> Vec<Box<dyn Backend>> {
     #[allow(unused_mut, reason = "there may be no other path")]
     let mut found = devices();
