@@ -4,7 +4,7 @@
 mod common;
 
 use common::cases::{Case, DrawKind, Labels, Norms, Recipe, Ties, recipes, unit_rows};
-use common::reference::{Problem, RowDraws};
+use common::reference::{Problem, Row, RowDraws, norm, rows_of_draws, unpadded};
 use common::tolerance::{Bounds, bounds};
 use common::{Backend, assert_same_bits, backends, bits, properties, row_bits};
 use hardmix::{Config, DType, Draws, GivenDraws, Output, QueryGradient, Queue, Reduction, Rows};
@@ -20,6 +20,23 @@ fn plain_bounds(backend: &dyn Backend, case: &Case) -> Vec<Bounds> {
         .map(|b| {
             let row = problem.row(b, &RowDraws::default(), None);
             bounds(&problem, b, &row, backend.arithmetic())
+        })
+        .collect()
+}
+
+/// The rows of the reference, with the choices of `output`, and their bounds.
+fn reference(backend: &dyn Backend, case: &Case, output: &Output) -> Vec<(Row, Bounds)> {
+    let problem = Problem::new(case);
+    let draws = rows_of_draws(&output.draws, case.rows());
+    let n = case.config.hardest();
+    draws
+        .iter()
+        .zip(output.hardest.chunks_exact(n))
+        .enumerate()
+        .map(|(b, (draws, hardest))| {
+            let row = problem.row(b, draws, Some(&unpadded(hardest)));
+            let bounds = bounds(&problem, b, &row, backend.arithmetic());
+            (row, bounds)
         })
         .collect()
 }
@@ -465,7 +482,8 @@ fn scaling_queries_and_temperature_together_changes_nothing() {
         }
         .build();
         let expected = run(backend.as_ref(), &case);
-        let bounds = plain_bounds(backend.as_ref(), &case);
+        // Both are as near to the same figures.
+        let bounds = reference(backend.as_ref(), &case, &expected);
         for scale in [0.5, 0.25, 2.0, 4.0] {
             let mut scaled = case.clone();
             scaled.queries.iter_mut().for_each(|q| *q *= scale);
@@ -475,22 +493,17 @@ fn scaling_queries_and_temperature_together_changes_nothing() {
                 .with_temperature(0.25 * scale)
                 .expect("valid");
             let output = run(backend.as_ref(), &scaled);
-            // Mixed negatives add their own error; they are as long as the rows.
             let what = format!("scaled by {scale}");
-            let bound = |b: &Bounds| 8.0 * b.loss;
-            close(
-                &what,
-                &output.loss_rows,
-                &expected.loss_rows,
-                bounds.iter().map(bound),
-            );
+            let each = bounds.iter().map(|(_, b)| 2.0 * b.loss);
+            close(&what, &output.loss_rows, &expected.loss_rows, each);
             let back: Vec<f32> = output.grad_queries.iter().map(|g| g * scale).collect();
             let each = bounds
                 .iter()
-                .flat_map(|b| std::iter::repeat_n(8.0 * b.grad_query, 24));
+                .flat_map(|(_, b)| std::iter::repeat_n(2.0 * b.grad_query / 7.0, 24));
             close(&what, &back, &expected.grad_queries, each);
             let logits: Vec<f32> = output.mixed_logits.iter().map(|l| l / scale).collect();
-            let each = expected.mixed_logits.iter().map(|_| 1e-5);
+            let each = bounds.iter().flat_map(|(_, b)| &b.mixed);
+            let each = each.map(|bound| 2.0 * bound);
             close(&what, &logits, &expected.mixed_logits, each);
         }
     }
@@ -507,6 +520,7 @@ fn scaling_the_queue_keeps_the_mixed_negatives() {
         }
         .build();
         let expected = run(backend.as_ref(), &case);
+        let own = reference(backend.as_ref(), &case, &expected);
         for scale in [0.125, 0.3, 3.0, 16.0] {
             let mut scaled = case.clone();
             let rows = case
@@ -518,7 +532,16 @@ fn scaling_the_queue_keeps_the_mixed_negatives() {
                 .collect();
             scaled.queue = Queue::from_rows(Rows::F32(rows), 24).expect("a queue");
             let output = run(backend.as_ref(), &scaled);
-            let each = expected.mixed_logits.iter().map(|_| 1e-5);
+            // As far as each may be off, and as rounding the scaled rows moves a mixture: 2⁻²⁴ of the
+            // rows, twice that with its norm.
+            let theirs = reference(backend.as_ref(), &scaled, &output);
+            let queries = Problem::new(&case).queries;
+            let each = queries.iter().zip(&own).zip(&theirs);
+            let each = each.flat_map(|((query, (row, one)), (_, other))| {
+                let moved = norm(query) / f64::from(1 << 23);
+                let bounds = one.mixed.iter().zip(&other.mixed).zip(&row.mixed);
+                bounds.map(move |((one, other), h)| one + other + moved * h.amplification)
+            });
             close(
                 "mixed logits",
                 &output.mixed_logits,
@@ -589,12 +612,10 @@ fn masked_rows_are_absent() {
             one.hardest.iter().all(|j| j % 2 == 1),
             "only unmasked rows are listed"
         );
-        let bounds = plain_bounds(backend.as_ref(), &case);
-        close(
-            "loss",
-            &one.loss_rows,
-            &two.loss_rows,
-            bounds.iter().map(|b| 8.0 * b.loss),
-        );
+        let bounds = [(&case, &one), (&other, &two)]
+            .map(|(case, output)| reference(backend.as_ref(), case, output));
+        let each = bounds[0].iter().zip(&bounds[1]);
+        let each = each.map(|((_, one), (_, two))| one.loss + two.loss);
+        close("loss", &one.loss_rows, &two.loss_rows, each);
     }
 }

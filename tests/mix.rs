@@ -5,8 +5,8 @@ mod common;
 use std::cell::Cell;
 
 use common::cases::{Case, Labels, Recipe, recipes};
-use common::reference::{Problem, Row, norm, rows_of_draws};
-use common::{Backend, bits, devices, properties};
+use common::reference::{Problem, Row, dot, norm, rows_of_draws};
+use common::{Backend, bits, devices, properties, tolerance};
 use hardmix::cpu::{Ranked, Synthetic};
 use hardmix::{Draws, Error, GivenDraws, NO_ROW};
 use proptest::prelude::*;
@@ -77,8 +77,7 @@ fn compare(backend: &dyn Backend, case: &Case, cancelled: &Cell<usize>) -> Resul
                     .zip(&h.feature)
                     .map(|(&a, b)| f64::from(a) - b)
                     .collect();
-                let rounding = 4.0 * backend.arithmetic().unit_roundoff * h.amplification;
-                let bound = relative + rounding;
+                let bound = tolerance::feature(h, backend.arithmetic());
                 if norm(&error) > bound {
                     return Err(format!(
                         "row {b}: a feature is {:e} off, of {bound:e}",
@@ -120,20 +119,45 @@ fn features_have_the_logits_of_the_step() {
             let ranked = rank(backend.as_ref(), &case);
             let synthetic = mix(backend.as_ref(), &case, &ranked).expect("mixed");
             let output = backend.step(&case).expect("a valid case");
-            for (features, logits, width) in [
-                (&synthetic.mixed, &output.mixed_logits, 30),
-                (&synthetic.query_mixed, &output.query_mixed_logits, 11),
-            ] {
-                for (at, (h, &logit)) in features.chunks_exact(24).zip(logits).enumerate() {
-                    let query = &case.queries[at / width * 24..(at / width + 1) * 24];
-                    let dot: f64 = query
-                        .iter()
-                        .zip(h)
-                        .map(|(&a, &b)| f64::from(a) * f64::from(b))
-                        .sum();
-                    assert!((dot - f64::from(logit)).abs() < 1e-5, "{dot} and {logit}");
-                    let length: f64 = h.iter().map(|&x| f64::from(x).powi(2)).sum();
-                    assert!((length - 1.0).abs() < 1e-5, "a unit vector, not {length}");
+            let problem = Problem::new(&case);
+            let arithmetic = backend.arithmetic();
+            for (b, draws) in rows_of_draws(&output.draws, case.rows()).iter().enumerate() {
+                let hardest = common::reference::unpadded(&ranked.indices[b * 20..(b + 1) * 20]);
+                let row = problem.row(b, draws, Some(&hardest));
+                let bounds = tolerance::bounds(&problem, b, &row, arithmetic);
+                let query = &problem.queries[b];
+                for (features, logits, width, expected, of_logits) in [
+                    (
+                        &synthetic.mixed,
+                        &output.mixed_logits,
+                        30,
+                        &row.mixed,
+                        &bounds.mixed,
+                    ),
+                    (
+                        &synthetic.query_mixed,
+                        &output.query_mixed_logits,
+                        11,
+                        &row.query_mixed,
+                        &bounds.query_mixed,
+                    ),
+                ] {
+                    for (i, (h, of_logit)) in expected.iter().zip(of_logits).enumerate() {
+                        let at = b * width + i;
+                        let made: Vec<f64> = features[at * 24..(at + 1) * 24]
+                            .iter()
+                            .map(|&x| f64::from(x))
+                            .collect();
+                        let of_feature = tolerance::feature(h, arithmetic);
+                        let (dot, logit) = (dot(query, &made), f64::from(logits[at]));
+                        let bound = of_logit + norm(query) * of_feature;
+                        assert!((dot - logit).abs() <= bound, "{dot} and {logit}");
+                        let length = norm(&made);
+                        assert!(
+                            (length - 1.0).abs() <= of_feature,
+                            "a unit vector, not one of {length}"
+                        );
+                    }
                 }
             }
         }

@@ -67,6 +67,13 @@ pub fn golden_synthetic(problem: &Problem) -> f64 {
     2e-6 * largest.max(1.0)
 }
 
+/// How far a synthetic negative that is written out may be off, L2: as its logit, and by the roundings
+/// of its elements.
+pub fn feature(h: &Synthetic, arithmetic: Arithmetic) -> f64 {
+    let gamma = arithmetic.gamma(h.feature.len() + 6);
+    0.5 * gamma * h.amplification.powi(2) + 4.0 * arithmetic.unit_roundoff * h.amplification
+}
+
 /// How far each figure of one row may be off.
 #[derive(Debug, Clone)]
 pub struct Bounds {
