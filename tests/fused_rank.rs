@@ -241,16 +241,44 @@ fn thresholds_of_a_sample_need_no_repair() {
     if !is_softgpu() || !alone("thresholds_of_a_sample_need_no_repair") {
         return;
     }
-    let input = input(4, 4, 100, random(17_500, 4, DType::Bf16));
-    for (tuning, repaired) in [(ALL, false), (forced(f32::INFINITY, 4), true)] {
+    const CAPACITY: usize = 17_500;
+    // As `Ranking` has it for so many rows.
+    const SAMPLE: usize = 4096;
+    let rng = &mut fastrand::Rng::with_seed(10);
+    let mut rows: Vec<[f32; 4]> = unit_rows(rng, CAPACITY, 4)
+        .chunks_exact(4)
+        .map(|row| row.try_into().expect("four"))
+        .collect();
+    let of_rows = |rows: &[[f32; 4]]| from_rows(rows.concat(), 4, DType::Bf16);
+    let plain = input(4, 4, 100, of_rows(&rows));
+    let along_an_axis = |queue| {
+        let mut input = input(4, 4, 100, queue);
+        input.queries = [1.0, 0.0, 0.0, 0.0].repeat(4);
+        input
+    };
+    // A sample that always took the first of a stride would see none but the least hard.
+    let mut periodic = rows.clone();
+    for stride in 0..SAMPLE {
+        periodic[stride * CAPACITY / SAMPLE] = [-1.0, 0.0, 0.0, 0.0];
+    }
+    // One that was not spread evenly would see too many of the hardest or too few.
+    rows.sort_by(|a, b| b[0].total_cmp(&a[0]));
+    let sorted = along_an_axis(of_rows(&rows));
+    let periodic = along_an_axis(of_rows(&periodic));
+    for (what, input, tuning, repaired) in [
+        ("a random queue", &plain, ALL, false),
+        ("a threshold of +∞", &plain, forced(f32::INFINITY, 4), true),
+        ("a sorted queue", &sorted, ALL, false),
+        ("a queue of the sample's period", &periodic, ALL, false),
+    ] {
         softgpu::take_launches();
-        run(&input, Path::Fused, Precision::Exact, tuning);
+        run(input, Path::Fused, Precision::Exact, tuning);
         let launches = softgpu::take_launches();
         let repair = launches
             .iter()
             .find(|(kernel, _)| kernel == "repair_bf16_exact");
         let (_, counters) = repair.expect("always launched");
-        assert_eq!(counters.tensor_operations > 0, repaired, "{tuning:?}");
+        assert_eq!(counters.tensor_operations > 0, repaired, "{what}");
     }
 }
 
