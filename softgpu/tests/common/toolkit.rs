@@ -7,8 +7,14 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// The image of `tests/kernels/NAME.cu`, or `None`, with a loud line, where there is no nvcc. With
-/// `REQUIRE_NVCC` set that is a failure.
+/// `REQUIRE_NVCC` set that is a failure. In the folder `SOFTGPU_TESTS_IMAGES` it lies ready for machines
+/// without nvcc, or is left for them.
 pub fn image(name: &str) -> Option<Vec<u8>> {
+    let carried = std::env::var_os("SOFTGPU_TESTS_IMAGES")
+        .map(|folder| Path::new(&folder).join(format!("{name}.fatbin")));
+    if let Some(carried) = carried.as_deref().filter(|carried| carried.is_file()) {
+        return Some(read(carried));
+    }
     let nvcc = nvcc()?;
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels");
     let arguments = arguments(name);
@@ -37,6 +43,9 @@ pub fn image(name: &str) -> Option<Vec<u8>> {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "nvcc fails on {name}.cu:\n{said}");
         std::fs::rename(&part, &image).expect("the image moves to its place");
+    }
+    if let Some(carried) = carried {
+        std::fs::copy(&image, carried).expect("a folder for images");
     }
     Some(read(&image))
 }
