@@ -114,6 +114,8 @@ fn a_temperature_that_is_not_positive_and_finite_is_refused() {
         f32::INFINITY,
         f32::NEG_INFINITY,
         smallest,
+        // Its inverse is finite, and log₂e over it is not.
+        3e-39,
     ] {
         let error = Config::moco().with_temperature(bad).expect_err("refused");
         assert!(matches!(
@@ -127,7 +129,7 @@ fn a_temperature_that_is_not_positive_and_finite_is_refused() {
             error.to_string(),
             format!(
                 "temperature is {bad}; \
-                 expected a positive, finite number whose inverse is finite"
+                 expected a positive, finite number of at least 1.2e-38"
             )
         );
     }
