@@ -191,7 +191,7 @@ static void misuse_is_refused(hardmix_plan *plan, hardmix_queue *queue) {
     hardmix_output wanted = {0};
     EXPECT_REFUSED(hardmix_plan_create(N, S, T, 0.2f, NULL), HARDMIX_ERROR_NULL, "out is NULL");
     EXPECT_REFUSED(hardmix_plan_create(N, S, T, 0.0f, &no_plan), HARDMIX_ERROR_INVALID,
-                   "temperature is 0; expected a positive, finite number whose inverse is finite");
+                   "temperature is 0; expected a positive, finite number of at least 1.2e-38");
     EXPECT_REFUSED(hardmix_plan_create(0, S, T, 0.2f, &no_plan), HARDMIX_ERROR_INVALID,
                    "hardest is 0 with mixed = 9 and query_mixed = 7; expected at least 1, or no "
                    "synthetic negatives");
