@@ -8,6 +8,12 @@ use common::reference::norm;
 use common::{Backend, backends, row_bits};
 use hardmix::{Error, Output, Queue, Reduction, Rows, Status};
 
+/// The first row's logits are not finite.
+const ROW_0: Status = Status::NonFinite {
+    argument: "logits",
+    row: 0,
+};
+
 const BAD: [f32; 4] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN];
 
 /// Rows in which something was spoilt, and what the status says about the first of them.
@@ -231,11 +237,7 @@ fn a_gradient_that_overflows_is_reported() {
     for backend in backends() {
         let mut step = backend.new_step(config.clone());
         let output = step.run(&batch, &queue, &draws).unwrap();
-        let row_0 = Status::NonFinite {
-            argument: "logits",
-            row: 0,
-        };
-        assert_eq!(output.status, row_0);
+        assert_eq!(output.status, ROW_0);
         let gradient = &output.grad_queries[..2];
         assert!(output.loss_rows[0].is_nan() && gradient.iter().all(|g| g.is_nan()));
         assert!(output.loss_rows[1].is_finite() && output.loss().is_err());
@@ -257,11 +259,7 @@ fn given_features_that_overflow_are_reported() {
         for backend in backends() {
             let output = backend.info_nce(&batch, &queue, &synthetic, &config);
             let output = output.unwrap();
-            let row_0 = Status::NonFinite {
-                argument: "logits",
-                row: 0,
-            };
-            assert_eq!(output.status, row_0);
+            assert_eq!(output.status, ROW_0);
             assert!(output.loss_rows[0].is_nan() && output.loss_rows[1].is_finite());
         }
     }
@@ -282,11 +280,7 @@ fn losses_beyond_f32_are_not_finite() {
     for backend in backends() {
         let output = backend.info_nce(&batch, &queue, &synthetic, &config);
         let output = output.unwrap();
-        let row_0 = Status::NonFinite {
-            argument: "logits",
-            row: 0,
-        };
-        assert_eq!(output.status, row_0, "{}", backend.name());
+        assert_eq!(output.status, ROW_0, "{}", backend.name());
         assert!(output.loss_rows[0].is_nan());
         assert!(output.loss().is_err());
     }

@@ -325,14 +325,13 @@ fn mask(
 /// is left out.
 fn emit(logits: &[f32], passing: &[u32], block: &Block, first: u32, candidates: &mut [Passed]) {
     let candidates = &mut candidates[..block.rows.len()];
-    let unfiltered = |lane: usize| block.thresholds[lane] == f32::NEG_INFINITY;
     let mut before = [0; LANES];
     for (lane, passed) in candidates.iter().enumerate() {
         before[lane] = passed.len();
     }
     vector::append(logits, passing, block.width, first, candidates);
     for (lane, passed) in candidates.iter_mut().enumerate() {
-        if unfiltered(lane) {
+        if block.thresholds[lane] == f32::NEG_INFINITY {
             passed.drop_masked(before[lane]);
         }
     }
